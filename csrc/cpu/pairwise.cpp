@@ -1,0 +1,330 @@
+// Exact pair interactions on the CPU: kLanes lines (rows, then columns) of the scores are sorted together, one sweep over
+// the sorted keys does a line's arithmetic, and every entry's two numbers are scattered back to its place. Compiled once a
+// SIMD target. A lane never sees its neighbours and a problem's sums are taken in the order of its own entries, so the
+// bits depend on the problem alone.
+
+#include "pairwise.h"
+
+#include <limits>
+#include <memory>
+#include <new>
+
+#include "half.h"
+#include "lanes.h"
+#include "parallel.h"
+
+namespace loupe::LOUPE_TARGET {
+namespace {
+
+template <class T>
+struct Buffer {  // uninitialised, aligned to a cache line
+  explicit Buffer(int64_t n) : data(static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64)))) {}
+  Buffer(const Buffer&) = delete;
+  ~Buffer() { ::operator delete(data, std::align_val_t(64)); }
+  operator T*() { return data; }
+  T* data;
+};
+
+// The weights of a line's sorted places. The entry at place k has rank k among the others of any entry above it and
+// carries w[k]; w_below[k] sums the weights of the places after k.
+struct LineTable {
+  explicit LineTable(int64_t longest) : w(longest + 1), v(longest + 1), w_below(longest + 1), v_below(longest + 1) {}
+
+  void prepare(int64_t lines, int64_t entries, double p) {
+    if (lines == M && entries == N) return;
+    M = lines;
+    N = entries;
+    const LineLaw law = LineLaw::of(M, N, p);
+    a = law.a / 2;  // the game is half of each part
+    b = law.b / 2;
+    w[0] = v[0] = w_below[N - 1] = v_below[N - 1] = 0;
+    for (int64_t k = N - 1; k > 0; --k) {
+      w[k] = law.w(k) / 2;
+      v[k] = law.v(k) / 2;
+      w_below[k - 1] = w_below[k] + w[k];
+      v_below[k - 1] = v_below[k] + v[k];
+    }
+  }
+
+  int64_t M = -1, N = -1;
+  double a = 0, b = 0;
+  Buffer<double> w, v, w_below, v_below;
+};
+
+// f becomes F + G and g becomes G of every entry.
+struct ForwardSweep {
+  template <class T>
+  static LOUPE_INLINE void run(const Key<T>* keys, int64_t n, const LineTable& table, Two<T>* part, Int active, Int base) {
+    Real below = keys[n - 1].value(), hinge_f{}, hinge_g{};
+    for (int64_t k = n - 1; k >= 0; --k) {
+      const Real x = keys[k].value(), drop = x - below;
+      below = x;
+      hinge_f += drop * table.w_below.data[k];
+      hinge_g += drop * table.v_below.data[k];
+      const Real g = x * table.b + hinge_g;
+      scatter(part, (keys[k].offset() & active) + base, x * table.a + hinge_f + g, g);
+    }
+  }
+};
+
+// f, the gradient of F, and g, the gradient of G, become the gradient of the entry (in f).
+struct BackwardSweep {
+  template <class T>
+  static LOUPE_INLINE void run(const Key<T>* keys, int64_t n, const LineTable& table, Two<T>* part, Int active, Int base) {
+    Real f_above{}, g_above{};
+    for (int64_t k = 0; k < n; ++k) {
+      const Int at = (keys[k].offset() & active) + base;
+      Real f, g;
+      gather(part, at, f, g);
+      const Real grad = f * (table.a + table.w_below.data[k]) + g * (table.b + table.v_below.data[k]) -
+                        (f_above * table.w.data[k] + g_above * table.v.data[k]);
+      f_above += f;
+      g_above += g;
+      scatter(part, at, grad, grad);
+    }
+  }
+};
+
+// Copies a matrix into padded rows; the result says whether all of it is finite.
+template <class In, class T>
+bool load_matrix(const In* from, int64_t ld, int64_t M, int64_t N, T* to) {
+  typedef std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t> Bits;
+  constexpr Bits exponent = sizeof(T) == 8 ? Bits(0x7ff0000000000000) : Bits(0x7f800000);
+  Bits wrong = 0;
+  for (int64_t i = 0; i < M; ++i, from += ld, to += padded(N))
+    for (int64_t j = 0; j < N; ++j) {
+      const T x = Storage<In>::widen(from[j]);
+      to[j] = x;
+      Bits bits;
+      std::memcpy(&bits, &x, sizeof bits);
+      wrong |= (bits & exponent) == exponent;
+    }
+  return !wrong;
+}
+
+// Sorts kLanes rows at a time of [rows, n] and sweeps them; entry k of row i is part[i * padded(n) + k], and lanes without
+// a row use part[spare].
+template <class Sweep, class T>
+void sweep_rows(const T* scores, int64_t rows, int64_t n, const LineTable& table, Key<T>* keys, Two<T>* part,
+                int64_t spare) {
+  const int64_t stride = padded(n), size = sorted_size(n);
+  const Int lane = [&] { Int x; for (int l = 0; l < kLanes; ++l) x[l] = l; return x; }();
+  for (int64_t i = 0; i < rows; i += kLanes) {
+    for (int64_t k = 0; k < n; k += kLanes) {
+      Vec<T> square[kLanes];
+#pragma GCC unroll 8
+      for (int l = 0; l < kLanes; ++l) square[l] = load<Vec<T>>(scores + std::min(i + l, rows - 1) * stride + k);
+      transpose<1, T>(square, kLaneSequence);
+#pragma GCC unroll 8
+      for (int l = 0; l < kLanes; ++l)
+        if (k + l < n) keys[k + l] = Key<T>::make(__builtin_convertvector(square[l], Real), Int{} + (k + l));
+    }
+    for (int64_t k = n; k < size; ++k) keys[k] = Key<T>::last();
+    sort_lines(keys, n);
+    const Int active = lane < rows - i;
+    Sweep::run(keys, n, table, part, active, active ? (lane + i) * stride : Int{} + spare);
+  }
+}
+
+// The same for the columns of [n, columns]; entry k of column j is part[k * padded(columns) + j].
+template <class Sweep, class T>
+void sweep_columns(const T* scores, int64_t n, int64_t columns, const LineTable& table, Key<T>* keys, Two<T>* part,
+                   int64_t spare) {
+  const int64_t stride = padded(columns), size = sorted_size(n);
+  const Int lane = [&] { Int x; for (int l = 0; l < kLanes; ++l) x[l] = l; return x; }();
+  for (int64_t j = 0; j < columns; j += kLanes) {
+    for (int64_t k = 0; k < n; ++k) keys[k] = Key<T>::make(load_real(scores + k * stride + j), Int{} + k * stride);
+    for (int64_t k = n; k < size; ++k) keys[k] = Key<T>::last();
+    sort_lines(keys, n);
+    const Int active = lane < columns - j;
+    Sweep::run(keys, n, table, part, active, active ? lane + j : Int{} + spare);
+  }
+}
+
+// Totals over rows [N] and over columns [M] of padded numbers: `total` gets one sum a column, along(i) is one row's.
+template <class T>
+void column_totals(const Two<T>* part, int64_t M, int64_t N, T* total) {
+  for (int64_t j = 0; j < N; j += kLanes) {
+    Pairs<T> sum{};
+    for (int64_t i = 0; i < M; ++i) sum += load<Pairs<T>>(part + i * padded(N) + j);
+    store(total + j, odd<T>(sum));
+  }
+}
+
+template <class T>
+LOUPE_INLINE T row_total(const Two<T>* row, int64_t N) {
+  Vec<T> sum{};
+  for (int64_t j = 0; j < N; j += kLanes) {
+    const Vec<T> g = odd<T>(load<Pairs<T>>(row + j));
+    sum += N - j >= kLanes ? g : first_lanes<T>(N - j) ? g : Vec<T>{};
+  }
+  return lane_sum<T>(sum);
+}
+
+template <class T, class In>
+LOUPE_INLINE void store_narrow(In* to, Vec<T> x, int64_t n) {
+  if constexpr (std::is_same_v<In, T>) {
+    if (n >= kLanes) return store(to, x);
+  }
+  for (int l = 0; l < std::min<int64_t>(n, kLanes); ++l) to[l] = Storage<In>::narrow(x[l]);
+}
+
+// One thread's scratch, and the work on up to `group` problems of equal size at once.
+template <class In>
+class Pairwise {
+  typedef typename Storage<In>::Compute T;
+
+ public:
+  Pairwise(const PairwiseCall& call, int64_t group)
+      : call_(call), size_(call.M * padded(call.N)), scores_(group * size_), col_scores_(call.col_scores ? group * size_ : 0),
+        rows_(group * size_ + kLanes), cols_(group * size_ + kLanes), keys_(sorted_size(std::max(call.M, call.N))),
+        total_(padded(call.N)), row_table_(call.N), col_table_(call.M), finite_(new bool[group]) {}
+
+  void forward(int64_t first, int64_t count, int64_t M, int64_t N, In* out) {
+    load_scores(first, count, M, N);
+    sweep<ForwardSweep>(count, M, N);
+    for (int64_t g = 0; g < count; ++g) {
+      In* to = out + (first + g) * call_.M * call_.N;
+      const Two<T>* row = rows_ + g * M * padded(N);
+      const Two<T>* col = cols_ + g * M * padded(N);
+      column_totals<T>(row, M, N, total_);
+      for (int64_t i = 0; i < M; ++i, row += padded(N), col += padded(N), to += call_.N) {
+        const T along = row_total<T>(col, N);
+        for (int64_t j = 0; j < N; j += kLanes) {
+          const Vec<T> both = even<T>(load<Pairs<T>>(row + j) + load<Pairs<T>>(col + j));
+          store_narrow<T>(to + j, both - (load<Vec<T>>(total_ + j) + along), N - j);
+        }
+      }
+      finish(g, first + g, M, N, out);
+    }
+  }
+
+  void backward(int64_t first, int64_t count, int64_t M, int64_t N, const In* grad, In* grad_scores, In* grad_cols) {
+    load_scores(first, count, M, N);
+    for (int64_t g = 0; g < count; ++g) load_grad(grad + (first + g) * call_.M * call_.N, g, M, N);
+    sweep<BackwardSweep>(count, M, N);
+    for (int64_t g = 0; g < count; ++g) {
+      const int64_t at = (first + g) * call_.M * call_.N;
+      const Two<T>* row = rows_ + g * M * padded(N);
+      const Two<T>* col = cols_ + g * M * padded(N);
+      for (int64_t i = 0; i < M; ++i, row += padded(N), col += padded(N))
+        for (int64_t j = 0; j < N; j += kLanes) {
+          const Pairs<T> x = load<Pairs<T>>(row + j), y = load<Pairs<T>>(col + j);
+          store_narrow<T>(grad_scores + at + i * call_.N + j, even<T>(grad_cols ? x : x + y), N - j);
+          if (grad_cols) store_narrow<T>(grad_cols + at + i * call_.N + j, even<T>(y), N - j);
+        }
+      finish(g, first + g, M, N, grad_scores);
+      if (grad_cols) finish(g, first + g, M, N, grad_cols);
+    }
+  }
+
+ private:
+  void load_scores(int64_t first, int64_t count, int64_t M, int64_t N) {
+    for (int64_t g = 0; g < count; ++g) {
+      const int64_t from = (first + g) * call_.M * call_.N, to = g * M * padded(N);
+      finite_[g] = load_matrix(static_cast<const In*>(call_.scores) + from, call_.N, M, N, scores_ + to);
+      if (call_.col_scores)
+        finite_[g] &= load_matrix(static_cast<const In*>(call_.col_scores) + from, call_.N, M, N, col_scores_ + to);
+    }
+  }
+
+  // f = the gradient of F + G of the entry, g = that of G of the entry, whose negated sum over the lines it is part of.
+  void load_grad(const In* grad, int64_t g, int64_t M, int64_t N) {
+    Two<T>* row = rows_ + g * M * padded(N);
+    Two<T>* col = cols_ + g * M * padded(N);
+    std::fill_n(total_.data, padded(N), T(0));
+    for (int64_t i = 0; i < M; ++i)
+      for (int64_t j = 0; j < N; ++j) total_[j] += Storage<In>::widen(grad[i * call_.N + j]);
+    for (int64_t i = 0; i < M; ++i, row += padded(N), col += padded(N), grad += call_.N) {
+      T along = 0;
+      for (int64_t j = 0; j < N; ++j) along += Storage<In>::widen(grad[j]);
+      for (int64_t j = 0; j < N; ++j) {
+        const T x = Storage<In>::widen(grad[j]);
+        row[j] = {x, x - total_[j]};
+        col[j] = {x, x - along};
+      }
+    }
+  }
+
+  template <class Sweep>
+  void sweep(int64_t count, int64_t M, int64_t N) {
+    if (M == 0 || N == 0) return;
+    row_table_.prepare(M, N, call_.p);
+    col_table_.prepare(N, M, call_.p);
+    const int64_t size = M * padded(N);
+    sweep_rows<Sweep, T>(scores_, count * M, N, row_table_, keys_, rows_, count * size);
+    const T* col_scores = call_.col_scores ? col_scores_ : scores_;
+    for (int64_t g = 0; g < count; ++g)
+      sweep_columns<Sweep, T>(col_scores + g * size, M, N, col_table_, keys_, cols_ + g * size, (count - g) * size);
+  }
+
+  // Zeros around a shorter problem; NaN all over one that holds anything not finite.
+  void finish(int64_t g, int64_t b, int64_t M, int64_t N, In* out) {
+    out += b * call_.M * call_.N;
+    if (!finite_[g])
+      for (int64_t i = 0; i < M; ++i) std::fill_n(out + i * call_.N, N, Storage<In>::narrow(std::numeric_limits<T>::quiet_NaN()));
+    for (int64_t i = 0; i < M && N < call_.N; ++i) std::fill_n(out + i * call_.N + N, call_.N - N, Storage<In>::narrow(0));
+    std::fill_n(out + M * call_.N, (call_.M - M) * call_.N, Storage<In>::narrow(0));
+  }
+
+  const PairwiseCall& call_;
+  const int64_t size_;
+  Buffer<T> scores_, col_scores_;
+  Buffer<Two<T>> rows_, cols_;
+  Buffer<Key<T>> keys_;
+  Buffer<T> total_;
+  LineTable row_table_, col_table_;
+  std::unique_ptr<bool[]> finite_;
+};
+
+// Calls work(scratch, first, count, M, N) for runs of equal problems.
+template <class In, class Work>
+void for_each_group(const PairwiseCall& call, int threads, const Work& work) {
+  constexpr int64_t kGroup = 1024, kChunk = 8192;  // entries whose scratch stays in the first-level cache; that pay for a thread
+  const int64_t area = std::max<int64_t>(call.M * call.N, 1);
+  const int64_t group = std::max<int64_t>(kGroup / area, 1), chunk = std::max<int64_t>(kChunk / area, 1);
+  const auto rows = [&](int64_t b) { return call.region_lengths ? call.region_lengths[b] : call.M; };
+  const auto cols = [&](int64_t b) { return call.phrase_lengths ? call.phrase_lengths[b] : call.N; };
+  parallel_chunks(call.B, chunk, threads, [&] {
+    return [&, scratch = std::make_unique<Pairwise<In>>(call, std::min(group, call.B))](int64_t begin, int64_t end) {
+      while (begin < end) {
+        int64_t count = 1;
+        while (count < group && begin + count < end && rows(begin + count) == rows(begin) && cols(begin + count) == cols(begin)) ++count;
+        work(*scratch, begin, count, rows(begin), cols(begin));
+        begin += count;
+      }
+    };
+  });
+}
+
+template <class Work>
+void for_dtype(DType dtype, const Work& work) {
+  switch (dtype) {
+    case DType::f16: return work(Float16{});
+    case DType::bf16: return work(BFloat16{});
+    case DType::f32: return work(float{});
+    case DType::f64: return work(double{});
+  }
+}
+}  // namespace
+
+void pairwise_forward(const PairwiseCall& call, void* out, int threads) {
+  for_dtype(call.dtype, [&](auto type) {
+    typedef decltype(type) In;
+    for_each_group<In>(call, threads, [&](auto& scratch, int64_t first, int64_t count, int64_t M, int64_t N) {
+      scratch.forward(first, count, M, N, static_cast<In*>(out));
+    });
+  });
+}
+
+void pairwise_backward(const PairwiseCall& call, const void* grad, void* grad_scores, void* grad_col_scores, int threads) {
+  for_dtype(call.dtype, [&](auto type) {
+    typedef decltype(type) In;
+    for_each_group<In>(call, threads, [&](auto& scratch, int64_t first, int64_t count, int64_t M, int64_t N) {
+      scratch.backward(first, count, M, N, static_cast<const In*>(grad), static_cast<In*>(grad_scores),
+                       static_cast<In*>(grad_col_scores));
+    });
+  });
+}
+
+}  // namespace loupe::LOUPE_TARGET

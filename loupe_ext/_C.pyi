@@ -1,0 +1,34 @@
+# Addresses are integers (0: absent); dtype is torch's name of it; p None means the Shapley index.
+has_cuda: bool
+
+def cpu_targets() -> list[str]: ...
+def cpu_target() -> str: ...
+def set_cpu_target(target: str) -> None: ...
+def pairwise_cpu(
+    scores: int,
+    col_scores: int,
+    region_lengths: int,
+    phrase_lengths: int,
+    B: int,
+    M: int,
+    N: int,
+    dtype: str,
+    p: float | None,
+    out: int,
+    threads: int,
+) -> None: ...
+def pairwise_backward_cpu(
+    scores: int,
+    col_scores: int,
+    region_lengths: int,
+    phrase_lengths: int,
+    B: int,
+    M: int,
+    N: int,
+    dtype: str,
+    p: float | None,
+    grad: int,
+    grad_scores: int,
+    grad_col_scores: int,
+    threads: int,
+) -> None: ...

@@ -1,0 +1,67 @@
+"""The compiled kernels, and which backend serves a device."""
+
+import os
+
+import torch
+
+from loupe_ext import _C
+
+BACKENDS = ("auto", "cpu", "cuda", "triton")
+
+
+def has_triton() -> bool:
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def triton_is_interpreted() -> bool:
+    """Triton runs kernels on CPU tensors when TRITON_INTERPRET=1 was set before it was imported."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def resolve_backend(backend: str, device: torch.device) -> str:
+    """The backend that will run on `device`; raises for one that is unknown, absent, or of another device."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    if device.type not in ("cpu", "cuda", "meta"):
+        raise RuntimeError(f"backend: expected tensors on cpu or cuda, got tensors on {device}")
+    if backend == "auto":
+        if device.type != "cuda":
+            return "cpu"
+        if _C.has_cuda:
+            return "cuda"
+        if has_triton():
+            return "triton"
+        raise RuntimeError(
+            "backend: tensors are on cuda, and this build has no CUDA kernels and triton is not installed; "
+            "expected a build with nvcc (LOUPE_CUDA=ON) or `pip install 'loupe-ext[triton]'`"
+        )
+    if backend == "triton":
+        if not has_triton():
+            raise RuntimeError(
+                "backend: 'triton' needs the triton package (`pip install 'loupe-ext[triton]'`), got none"
+            )
+        if device.type == "cpu" and not triton_is_interpreted():
+            raise RuntimeError(
+                "backend: 'triton' expected tensors on cuda, got tensors on cpu "
+                "(set TRITON_INTERPRET=1 before Python starts to interpret kernels on the CPU)"
+            )
+        return backend
+    if backend == "cuda" and not _C.has_cuda:
+        raise RuntimeError(
+            "backend: 'cuda' expected a build with CUDA kernels (LOUPE_CUDA=ON and nvcc), got one without"
+        )
+    if device.type not in (backend, "meta"):
+        raise RuntimeError(f"backend: {backend!r} expected tensors on {backend}, got tensors on {device}")
+    return backend
+
+
+def address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
