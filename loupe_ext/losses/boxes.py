@@ -1,0 +1,55 @@
+"""Learning boxes from pseudo boxes."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from loupe_ext.losses._checks import check_features, check_same, length_mask
+
+
+def box_loss(
+    boxes: Tensor,
+    confidence: Tensor,
+    targets: Tensor,
+    centres: Tensor,
+    target_lengths: Tensor | None = None,
+    weight: float = 0.1,
+    beta: float = 2.0,
+) -> Tensor:
+    """Teach each patch's box and confidence from an image's pseudo boxes. An addition: the paper leaves it open.
+
+    A patch whose centre lies in the inner half of a pseudo box (half its width and height) regresses to that box
+    (smooth-L1 of the corners in pixels) and learns confidence 1; a patch outside every pseudo box learns confidence 0;
+    those between are ignored. Of several inner halves the smallest box counts.
+
+    Args:
+        boxes: [B, n, 4], x0, y0, x1, y1, what each patch proposes; confidence: [B, n] logits.
+        targets: [B, P, 4] pseudo boxes; target_lengths: [B] int32 or int64; None: all P.
+        centres: [n, 2], x and y of the patches.
+        weight: of the regression. beta: where smooth-L1 turns from squared to absolute, in pixels.
+
+    Returns:
+        A scalar; gradients flow to `boxes` and `confidence`.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or shape.
+    """
+    check_features("boxes", boxes, "Bn4")
+    check_features("confidence", confidence, "Bn")
+    check_features("targets", targets, "BP4")
+    check_features("centres", centres, "n2")
+    check_same("confidence", confidence, "boxes", boxes, {"B": (0, 0), "n": (1, 1)})
+    check_same("targets", targets, "boxes", boxes, {"B": (0, 0), "4": (2, 2)})
+    check_same("centres", centres, "boxes", boxes, {"n": (0, 1)})
+    present = length_mask("target_lengths", target_lengths, targets, 1)[:, None]
+    low, high = targets[:, None, :, :2], targets[:, None, :, 2:]
+    away = ((centres[:, None] - (low + high) / 2) / (high - low).clamp(min=1e-6)).abs().amax(-1)  # [B, n, P]
+    inner = (away < 0.25) & present
+    outside = ~((away < 0.5) & present).any(-1)
+    size = (high - low).prod(-1).masked_fill(~inner, torch.inf)
+    mine = targets.gather(1, size.argmin(-1)[..., None].expand(-1, -1, 4))
+    inner = inner.any(-1)
+    regression = F.smooth_l1_loss(boxes, mine, beta=beta, reduction="none").sum(-1)
+    chosen = inner | outside
+    objectness = F.binary_cross_entropy_with_logits(confidence, inner.to(confidence.dtype), reduction="none")
+    return weight * (regression * inner).sum() / inner.sum().clamp(min=1) + (objectness * chosen).sum() / chosen.sum()

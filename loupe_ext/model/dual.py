@@ -1,0 +1,100 @@
+"""The dual encoder: image and text in one space, from the whole down to patches, words, regions and phrases."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from loupe_ext.data.pairs import Batch
+from loupe_ext.model.image import ImageEncoder
+from loupe_ext.model.regions import RegionHead, propose, region_features
+from loupe_ext.model.text import TextEncoder, phrase_of_words
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """Of B images with a grid of h x w patches. Everything but the boxes and confidences has length one."""
+
+    pooled: Tensor  # [B, d]
+    patches: Tensor  # [B, h, w, d]
+    boxes: Tensor  # [B, hw, 4], the box that each patch proposes
+    confidence: Tensor  # [B, hw], logits
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.patches.shape[1], self.patches.shape[2]
+
+    def regions(self, count: int, overlap: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
+        """The most confident `count` proposals: features [B, M, d], boxes [B, M, 4] and confidence [B, M].
+
+        Features learn through the patches; boxes do not learn through the features.
+        """
+        boxes = self.boxes.detach()
+        taken = propose(boxes, self.confidence.detach(), count, overlap)
+        boxes = boxes.gather(1, taken[..., None].expand(-1, -1, 4))
+        features = region_features(self.patches.flatten(1, 2), boxes, *self.grid)
+        return features, boxes, self.confidence.gather(1, taken)
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """Of B captions. All features have length one."""
+
+    pooled: Tensor  # [B, d]
+    words: Tensor  # [B, L, d]
+    lengths: Tensor  # [B], words of each
+    phrases: Tensor  # [B, P, d], each encoded alone
+    phrase_lengths: Tensor  # [B]
+    phrase_of_words: Tensor  # [B, P, L] booleans
+
+
+class Scale(nn.Module):
+    """A learned inverse temperature."""
+
+    def __init__(self, start: float, cap: float) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.tensor(start).log())
+        self.cap = cap
+
+    def forward(self) -> Tensor:
+        return self.log.exp().clamp(max=self.cap)
+
+
+class DualEncoder(nn.Module):
+    """Image and text encoders that share one space.
+
+    One projection a side serves the whole and its parts: the pooled embedding is the mean of the projected tokens, so
+    the global similarity is the pooled-cosine game of its patches, and what CMC learns about wholes orients the parts.
+    """
+
+    def __init__(
+        self, vocabulary: int, width: int = 64, dim: int = 64, blocks: int = 2, dilation: int = 1
+    ) -> None:
+        super().__init__()
+        self.image = ImageEncoder(width, blocks, dilation)
+        self.text = TextEncoder(vocabulary, width)
+        self.image_projection = nn.Linear(width, dim)
+        self.text_projection = nn.Linear(width, dim)
+        self.region_head = RegionHead(width)
+
+    def encode_image(self, images: Tensor) -> ImageFeatures:
+        tokens = self.image(images).float()
+        with torch.autocast(tokens.device.type, enabled=False):
+            projected = self.image_projection(tokens)
+            boxes, confidence = self.region_head(tokens)
+            pooled = F.normalize(projected.mean((1, 2)), dim=-1)
+            return ImageFeatures(pooled, F.normalize(projected, dim=-1), boxes, confidence)
+
+    def encode_text(self, batch: Batch) -> TextFeatures:
+        mask = batch.words != 0
+        projected = self.text_projection(self.text(batch.words, batch.spans)) * mask[..., None]
+        member = phrase_of_words(batch.spans, batch.words.shape[1])
+        return TextFeatures(
+            pooled=F.normalize(projected.sum(1), dim=-1),
+            words=F.normalize(projected, dim=-1),
+            lengths=mask.sum(1),
+            phrases=F.normalize(member.to(projected.dtype) @ projected, dim=-1),
+            phrase_lengths=batch.phrase_lengths,
+            phrase_of_words=member,
+        )

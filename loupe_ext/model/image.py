@@ -1,0 +1,53 @@
+"""A small convolutional image encoder."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PATCH = 4  # pixels on a patch token's side
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each position; statistics over space would tie the positions together."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int, dilation: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = ChannelNorm(width), ChannelNorm(width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.gelu(self.norm2(self.conv1(F.gelu(self.norm1(x))))))
+
+
+class ImageEncoder(nn.Module):
+    """Images to one token a patch of 4 x 4 pixels.
+
+    Two 4 x 4 convolutions of stride 2 (an even kernel keeps a token centred on its patch), then residual blocks.
+    """
+
+    def __init__(self, width: int = 64, blocks: int = 2, dilation: int = 1) -> None:
+        super().__init__()
+        self.width = width
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width // 2, 4, 2, 1), nn.GELU(), nn.Conv2d(width // 2, width, 4, 2, 1)
+        )
+        self.blocks = nn.Sequential(*(Residual(width, dilation) for _ in range(blocks)))
+        self.norm = ChannelNorm(width)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] uint8, H and W multiples of 4 -> [B, H/4, W/4, width]."""
+        if images.dim() != 4 or images.shape[1] != 3 or images.shape[2] % PATCH or images.shape[3] % PATCH:
+            raise ValueError(
+                f"images: expected shape [B, 3, H, W] with H and W multiples of {PATCH}, got {tuple(images.shape)}"
+            )
+        if images.dtype != torch.uint8:
+            raise TypeError(f"images: expected uint8, got {images.dtype}")
+        x = (images.to(memory_format=torch.channels_last).float() - 127.5) / 64
+        return self.norm(self.blocks(self.stem(x))).permute(0, 2, 3, 1)

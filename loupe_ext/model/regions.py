@@ -1,0 +1,70 @@
+"""Regions: boxes proposed from the patches alone, and features of what lies in a box."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from loupe_ext.model.image import PATCH
+
+
+def centres(height: int, width: int, device: torch.device | None = None) -> Tensor:
+    """x, y in pixels of the centres of a grid of patches, [height * width, 2]."""
+    y = (torch.arange(height, device=device) + 0.5) * PATCH
+    x = (torch.arange(width, device=device) + 0.5) * PATCH
+    return torch.stack([x.repeat(height), y.repeat_interleave(width)], -1)
+
+
+class RegionHead(nn.Module):
+    """The region generation module (LOUPE, section 3.2): each patch proposes a box around its centre and a confidence."""
+
+    def __init__(self, width: int, side: float = 9.0) -> None:
+        super().__init__()
+        self.side = side
+        self.project = nn.Linear(width, 5)
+        nn.init.normal_(self.project.weight, std=0.01)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, h, w, width] -> boxes [B, hw, 4] (x0, y0, x1, y1 in pixels) and confidence logits [B, hw]."""
+        out = self.project(tokens).flatten(1, 2)
+        sides = self.side * out[..., :4].clamp(-3, 3).exp()
+        at = centres(*tokens.shape[1:3], device=tokens.device)
+        return torch.cat([at - sides[..., :2], at + sides[..., 2:]], -1), out[..., 4]
+
+
+def box_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of boxes (x0, y0, x1, y1) whose leading dimensions broadcast; 0 for two empty boxes."""
+    low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    both = (high - low).clamp(min=0).prod(-1)
+    either = (a[..., 2:] - a[..., :2]).clamp(min=0).prod(-1) + (b[..., 2:] - b[..., :2]).clamp(min=0).prod(-1) - both
+    return both / either.clamp(min=1e-9)
+
+
+def propose(boxes: Tensor, confidence: Tensor, count: int, overlap: float = 0.5) -> Tensor:
+    """Indices [B, count] of the most confident boxes [B, n, 4], greedily, without those that overlap a better one.
+
+    A box whose IoU with one taken before it is above `overlap` is taken only when no other is left.
+    """
+    if count > boxes.shape[1]:
+        raise ValueError(f"count: expected at most the {boxes.shape[1]} boxes there are, got {count}")
+    rank = confidence.argsort(dim=-1, descending=True, stable=True).argsort(-1).float()  # 0: most confident
+    taken = []
+    for _ in range(count):
+        best = rank.argmin(-1)
+        taken.append(best)
+        near = box_iou(boxes, boxes.gather(1, best[:, None, None].expand(-1, 1, 4))) > overlap
+        rank = rank + near * boxes.shape[1]
+        rank[torch.arange(len(rank)), best] = torch.inf
+    return torch.stack(taken, 1)
+
+
+def coverage(boxes: Tensor, height: int, width: int, edge: float = 1.0) -> Tensor:
+    """How far each patch of a grid lies in each box, [..., height * width] of boxes [..., 4]; `edge` pixels soft."""
+    at = centres(height, width, boxes.device)
+    low, high = boxes[..., None, :2], boxes[..., None, 2:]
+    return (torch.sigmoid((at - low) / edge) * torch.sigmoid((high - at) / edge)).prod(-1)
+
+
+def region_features(tokens: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
+    """Mean of the patch tokens [B, height * width, d] in each box [B, M, 4], normalised: [B, M, d]."""
+    return F.normalize(coverage(boxes, height, width) @ tokens, dim=-1)

@@ -1,0 +1,60 @@
+"""A small transformer text encoder that reads each noun phrase alone."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def phrase_of_words(spans: Tensor, length: int) -> Tensor:
+    """Which phrase each word belongs to, [B, P, length] booleans, of spans [B, P, 2]; empty spans hold no word."""
+    at = torch.arange(length, device=spans.device)
+    return (at >= spans[..., :1]) & (at < spans[..., 1:])
+
+
+class PhraseAttention(nn.Module):
+    """Self-attention with a learned bias a distance, in which the words of a phrase see only their own phrase.
+
+    Words outside phrases ("above", "and") see the whole caption. So a phrase's features are those of the phrase alone,
+    wherever it stands, and nothing leaks into them from its neighbours.
+    """
+
+    def __init__(self, width: int, heads: int, reach: int) -> None:
+        super().__init__()
+        self.heads, self.reach = heads, reach
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.bias = nn.Parameter(torch.zeros(heads, 2 * reach + 1))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x [B, L, width], mask [B, L, L]: may word i see word j?"""
+        B, L, width = x.shape
+        q, k, v = self.qkv(x).view(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        at = torch.arange(L, device=x.device)
+        distance = (at - at[:, None]).clamp(-self.reach, self.reach) + self.reach
+        bias = self.bias[:, distance].masked_fill(~mask[:, None], -torch.inf)
+        return self.out(F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).reshape(B, L, width))
+
+
+class TextEncoder(nn.Module):
+    """Word ids, padded with 0, to one feature a word, by one transformer layer."""
+
+    def __init__(self, vocabulary: int, width: int = 64, heads: int = 4, reach: int = 8) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, width)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.attention = PhraseAttention(width, heads, reach)
+        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, words: Tensor, spans: Tensor) -> Tensor:
+        """[B, L] int64 and [B, P, 2] int64 -> [B, L, width]; what stands at the padding means nothing."""
+        if words.dim() != 2:
+            raise ValueError(f"words: expected shape [B, L], got {tuple(words.shape)}")
+        if spans.dim() != 3 or spans.shape[0] != words.shape[0] or spans.shape[2] != 2:
+            raise ValueError(f"spans: expected shape [{len(words)}, P, 2], got {tuple(spans.shape)}")
+        member = phrase_of_words(spans, words.shape[1])
+        together = (member[..., None] & member[:, :, None]).any(1)
+        visible = together | (~member.any(1)[..., None] & (words != 0)[:, None])
+        visible |= torch.eye(words.shape[1], dtype=torch.bool, device=words.device)  # padding sees itself, not nothing
+        x = self.embed(words)
+        x = x + self.attention(self.norm1(x), visible)
+        return self.norm3(x + self.feed(self.norm2(x)))

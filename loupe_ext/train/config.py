@@ -1,0 +1,90 @@
+"""What a run is: data, model, objective and optimisation, with presets and YAML."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from loupe_ext.extras import needs
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run. The defaults are the preset `tiny`."""
+
+    name: str = "tiny"
+    seed: int = 0  # initialisation and batches; the data are the same for every seed
+
+    data: str = "scenes"
+    train_size: int = 20_000
+
+    width: int = 64  # channels of both encoders
+    dim: int = 64  # of the common space
+    blocks: int = 2
+    dilation: int = 1
+
+    # Weights of the losses; 0 leaves one out.
+    cmc: float = 1.0
+    late_interaction: float = 0.0
+    region_phrase: float = 1.0
+    boxes: float = 1.0
+    fsa: float = 0.5
+
+    local_start: int = 200  # steps of the global loss alone, before regions mean anything
+    local_ramp: int = 100  # steps over which the other losses then come in
+    regions: int = 12  # M, proposals an image
+    overlap: float = 0.5  # IoU above which the less confident of two proposals goes
+    fsa_temperature: float = 0.05
+    box_images: int = 16  # of a batch, that get pseudo boxes
+    scale: float = 10.0  # inverse temperatures start here
+    scale_cap: float = 60.0
+
+    steps: int = 600
+    batch: int = 64
+    lr: float = 2e-3
+    beta1: float = 0.9
+    beta2: float = 0.98
+    weight_decay: float = 0.01
+    warmup: int = 100
+    clip: float = 1.0
+    precision: str = "auto"  # "float32", "bfloat16", or bfloat16 where the CPU has instructions for it
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            kind = type(field.default)
+            if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+                raise TypeError(f"{field.name}: expected {kind.__name__}, got {value!r}")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"precision: expected 'auto', 'float32' or 'bfloat16', got {self.precision!r}")
+        for name in ("train_size", "width", "dim", "regions", "batch", "steps", "box_images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.train_size < self.batch:
+            raise ValueError(f"train_size: expected at least a batch ({self.batch}), got {self.train_size}")
+
+    def but(self, **changes: Any) -> "Config":
+        return replace(self, **changes)
+
+    def save(self, path: Path) -> None:
+        path.write_text(self.to_yaml())
+
+    def to_yaml(self) -> str:
+        with needs("pyyaml"):
+            import yaml
+        return yaml.safe_dump(asdict(self), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> "Config":
+        with needs("pyyaml"):
+            import yaml
+        values = yaml.safe_load(text) or {}
+        if not isinstance(values, dict):
+            raise ValueError(f"config: expected a mapping of names to values, got {type(values).__name__}")
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"config: expected names of Config's fields, got {', '.join(map(str, unknown))}")
+        return cls(**values)
+
+    @classmethod
+    def load(cls, path: Path) -> "Config":
+        return cls.from_yaml(path.read_text())
