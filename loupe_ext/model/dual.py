@@ -64,18 +64,21 @@ class Scale(nn.Module):
 class DualEncoder(nn.Module):
     """Image and text encoders that share one space.
 
-    One projection a side serves the whole and its parts: the pooled embedding is the mean of the projected tokens, so
-    the global similarity is the pooled-cosine game of its patches, and what CMC learns about wholes orients the parts.
+    One projection a side serves the whole and its parts: the pooled embedding is a weighted mean of the projected
+    tokens, so what CMC learns about wholes orients the parts. The weights are attention pooling with one learned query:
+    with a plain mean, a patch counts only by resembling the text, and objects grow beyond their outlines.
     """
 
     def __init__(
-        self, vocabulary: int, width: int = 64, dim: int = 64, blocks: int = 2, dilation: int = 1
+        self, vocabulary: int, width: int = 64, dim: int = 64, blocks: int = 1
     ) -> None:
         super().__init__()
-        self.image = ImageEncoder(width, blocks, dilation)
+        self.image = ImageEncoder(width, blocks)
         self.text = TextEncoder(vocabulary, width)
         self.image_projection = nn.Linear(width, dim)
         self.text_projection = nn.Linear(width, dim)
+        self.query = nn.Linear(width, 1, bias=False)
+        nn.init.zeros_(self.query.weight)
         self.region_head = RegionHead(width)
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
@@ -83,7 +86,8 @@ class DualEncoder(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             projected = self.image_projection(tokens)
             boxes, confidence = self.region_head(tokens)
-            pooled = F.normalize(projected.mean((1, 2)), dim=-1)
+            weights = self.query(tokens).flatten(1).softmax(1)
+            pooled = F.normalize(torch.einsum("bn,bnd->bd", weights, projected.flatten(1, 2)), dim=-1)
             return ImageFeatures(pooled, F.normalize(projected, dim=-1), boxes, confidence)
 
     def encode_text(self, batch: Batch) -> TextFeatures:

@@ -15,11 +15,12 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class Residual(nn.Module):
-    def __init__(self, width: int, dilation: int) -> None:
+    """A 3 x 3 and a 1 x 1 convolution. One 3 x 3 a block keeps the field of view small, so that objects don't bleed."""
+
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = ChannelNorm(width), ChannelNorm(width)
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)
+        self.conv1, self.conv2 = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(F.gelu(self.norm2(self.conv1(F.gelu(self.norm1(x))))))
@@ -31,13 +32,13 @@ class ImageEncoder(nn.Module):
     Two 4 x 4 convolutions of stride 2 (an even kernel keeps a token centred on its patch), then residual blocks.
     """
 
-    def __init__(self, width: int = 64, blocks: int = 2, dilation: int = 1) -> None:
+    def __init__(self, width: int = 64, blocks: int = 1) -> None:
         super().__init__()
         self.width = width
         self.stem = nn.Sequential(
             nn.Conv2d(3, width // 2, 4, 2, 1), nn.GELU(), nn.Conv2d(width // 2, width, 4, 2, 1)
         )
-        self.blocks = nn.Sequential(*(Residual(width, dilation) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(Residual(width) for _ in range(blocks)))
         self.norm = ChannelNorm(width)
         self.to(memory_format=torch.channels_last)
 

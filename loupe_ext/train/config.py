@@ -19,8 +19,7 @@ class Config:
 
     width: int = 64  # channels of both encoders
     dim: int = 64  # of the common space
-    blocks: int = 2
-    dilation: int = 1
+    blocks: int = 1
 
     # Weights of the losses; 0 leaves one out.
     cmc: float = 1.0
@@ -29,7 +28,7 @@ class Config:
     boxes: float = 1.0
     fsa: float = 0.5
 
-    local_start: int = 200  # steps of the global loss alone, before regions mean anything
+    local_start: int = 0  # steps of the global loss alone, before regions mean anything
     local_ramp: int = 100  # steps over which the other losses then come in
     regions: int = 12  # M, proposals an image
     overlap: float = 0.5  # IoU above which the less confident of two proposals goes
@@ -40,7 +39,7 @@ class Config:
 
     steps: int = 600
     batch: int = 64
-    lr: float = 2e-3
+    lr: float = 4e-3
     beta1: float = 0.9
     beta2: float = 0.98
     weight_decay: float = 0.01

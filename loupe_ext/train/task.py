@@ -17,7 +17,7 @@ class Task(nn.Module):
     def __init__(self, config: Config, vocabulary: int) -> None:
         super().__init__()
         self.config = config
-        self.encoder = DualEncoder(vocabulary, config.width, config.dim, config.blocks, config.dilation)
+        self.encoder = DualEncoder(vocabulary, config.width, config.dim, config.blocks)
         self.scale_global = Scale(config.scale, 100.0)
         self.scale_local = Scale(config.scale, config.scale_cap)
 
