@@ -48,6 +48,11 @@ class TextFeatures:
     phrase_lengths: Tensor  # [B]
     phrase_of_words: Tensor  # [B, P, L] booleans
 
+    @property
+    def phrase_mask(self) -> Tensor:
+        """[B, P] booleans, the phrases that there are."""
+        return torch.arange(self.phrases.shape[1], device=self.phrases.device) < self.phrase_lengths[:, None]
+
 
 class Scale(nn.Module):
     """A learned inverse temperature."""

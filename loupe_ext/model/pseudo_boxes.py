@@ -58,7 +58,7 @@ def _squares(smallest: int, largest: int) -> Tensor:
     return torch.tensor([(-x, -y, side) for side in sides for y in range(side) for x in range(side)])
 
 
-def interaction_boxes(heat: Tensor, smallest: int = 2, largest: int = 7) -> Tensor:
+def interaction_boxes(heat: Tensor, smallest: int = 3, largest: int = 7) -> Tensor:
     """For each heat map [n, h, w] the square around its peak whose patches have the largest -I(R)/|R|: [n, 4] pixels.
 
     Squares of `smallest` to `largest` patches a side that hold the peak and lie in the image compete. The sign is turned because patches of one

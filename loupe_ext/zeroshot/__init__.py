@@ -1,0 +1,1 @@
+"""Zero-shot use: retrieval and grounding with no box and no fine-tuning."""
