@@ -36,7 +36,7 @@ COLOURS = {
     "pink": (245, 140, 190),
     "white": (245, 245, 245),
 }
-SIZES = {"small": (5.0, 6.2), "medium": (7.0, 8.5), "large": (9.5, 12.0)}  # radius in pixels
+SIZES = {"small": (6.0, 7.0), "medium": (7.5, 9.0), "large": (9.5, 12.0)}  # radius in pixels
 
 
 def _star(x: Floats, y: Floats) -> Floats:
@@ -87,7 +87,10 @@ def split_of(layout: Layout) -> Ints:
 
 def _lay_out(rng: np.random.Generator) -> Layout:
     fewest, most = OBJECTS
-    looks = rng.random((CHUNK, len(COLOURS) * len(SHAPES))).argsort(axis=1)[:, :most]  # distinct: a phrase means one
+    few = 3  # colours and shapes in a scene, so that its objects look alike, yet each colour and shape means one
+    colours, shapes = (rng.random((CHUNK, len(of))).argsort(axis=1)[:, :few] for of in (COLOURS, SHAPES))
+    pairs = rng.random((CHUNK, few * few)).argsort(axis=1)[:, :most]
+    looks = np.take_along_axis(colours, pairs // few, 1) * len(SHAPES) + np.take_along_axis(shapes, pairs % few, 1)
     sizes = rng.integers(len(SIZES), size=looks.shape)
     low, high = np.array(list(SIZES.values()), np.float32).T
     radii = low[sizes] + (high - low)[sizes] * rng.random(looks.shape, dtype=np.float32)
