@@ -11,6 +11,7 @@ from loupe_ext.data.pairs import Grounded, Pairs, Vocabulary
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 SIDE = 64  # pixels
 OBJECTS = (3, 5)  # fewest and most in a scene
@@ -30,11 +31,11 @@ class Layout:
     def __len__(self) -> int:
         return len(self.counts)
 
-    def select(self, keep: NDArray[np.bool_]) -> "Layout":
+    def select(self, keep: Mask) -> "Layout":
         return Layout(self.counts[keep], self.kinds[keep], self.radii[keep], self.centres[keep])
 
     @property
-    def present(self) -> NDArray[np.bool_]:
+    def present(self) -> Mask:
         return np.arange(self.kinds.shape[1]) < self.counts[:, None]
 
 
@@ -49,7 +50,7 @@ class Drawn:
 
 
 def place(counts: Ints, kinds: Ints, radii: Floats, rng: np.random.Generator, gap: float = 1.0) -> Layout:
-    """Random centres for objects in circles that lie inside the image, `gap` apart. Scenes where one fails are left out."""
+    """Random centres for objects in circles inside the image, `gap` apart. Scenes where one fails are left out."""
     n, most = radii.shape
     tries = 24
     centres = np.zeros((n, most, 2), np.float32)
@@ -58,7 +59,7 @@ def place(counts: Ints, kinds: Ints, radii: Floats, rng: np.random.Generator, ga
         margin = radii[:, k, None, None]
         tried = margin + (SIDE - 2 * margin) * rng.random((n, tries, 2), dtype=np.float32)
         apart = np.hypot(*np.moveaxis(tried[:, :, None] - centres[:, None, :k], -1, 0))
-        free = (apart > radii[:, None, :k] + radii[:, k, None, None] + gap).all(-1)
+        free = np.all(apart > radii[:, None, :k] + radii[:, k, None, None] + gap, axis=-1)
         placed &= free.any(1) | (k >= counts)
         centres[:, k] = tried[np.arange(n), free.argmax(1)]
     return Layout(counts, kinds, radii, centres).select(placed)
@@ -86,7 +87,7 @@ def paste(images: Floats, scenes: Ints, covers: Floats, colours: Floats, centres
     left, top = window(centres, covers.shape[-1])
     here = (scenes[:, None, None], top[:, :, None], left[:, None, :])
     images[here] += covers[..., None] * (colours - images[here])
-    solid = covers > 0.5
+    solid: Mask = covers > 0.5
     edges = []
     for along, pixels in ((solid.any(1), left), (solid.any(2), top)):
         first, after = along.argmax(1), along.shape[1] - along[:, ::-1].argmax(1)
@@ -163,4 +164,3 @@ def assemble(
 
 def _scenes(layout: Layout) -> list[tuple[Ints, Floats]]:
     return [(k[:n], c[:n]) for k, c, n in zip(layout.kinds, layout.centres, layout.counts, strict=True)]
-

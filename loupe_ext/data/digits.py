@@ -1,4 +1,4 @@
-"""Scenes of real handwritten digits, three to five on a textured background, with captions such as "a three above a seven".
+"""Scenes of real handwritten digits, three to five on a textured background: "a three above a seven".
 
 The digits are the 1797 images of scikit-learn's `load_digits` (8 x 8 pixels, UCI "Optical Recognition of Handwritten
 Digits"), cut once into training (6 of 10), validation and test images; a split's scenes hold only its own images.

@@ -73,7 +73,9 @@ class Pairs:
             fits = value.dim() == len(shape) and all(s in (None, t) for s, t in zip(shape, value.shape, strict=True))
             if not fits or value.dtype != torch.int64:
                 expected = ", ".join("*" if s is None else str(s) for s in shape)
-                raise ValueError(f"{name}: expected int64 of shape [{expected}], got {value.dtype} {tuple(value.shape)}")
+                raise ValueError(
+                    f"{name}: expected int64 of shape [{expected}], got {value.dtype} {tuple(value.shape)}"
+                )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -95,7 +97,7 @@ class Grounded:
 
     Attributes:
         pairs: n captioned images.
-        boxes: [n, P, 4] float32, x0, y0, x1, y1 in pixels of each phrase's object; NaN where a caption has fewer than P.
+        boxes: [n, P, 4] float32, x0, y0, x1, y1 in pixels of each phrase's object; NaN where there is no phrase.
     """
 
     pairs: Pairs

@@ -8,13 +8,13 @@ objects of a training scene, whatever the seeds and sizes of the sets.
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loupe_ext.data.compose import (
     CHUNK,
     COMMON_WORDS,
     OBJECTS,
     Drawn,
-    Floats,
     Ints,
     Layout,
     assemble,
@@ -25,6 +25,8 @@ from loupe_ext.data.compose import (
     window,
 )
 from loupe_ext.data.pairs import Grounded, Vocabulary
+
+Reals = NDArray[np.floating]
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -39,7 +41,7 @@ COLOURS = {
 SIZES = {"small": (6.0, 7.0), "medium": (7.5, 9.0), "large": (9.5, 12.0)}  # radius in pixels
 
 
-def _star(x: Floats, y: Floats) -> Floats:
+def _star(x: Reals, y: Reals) -> Reals:
     fifth = 2 * np.pi / 5
     angle = np.abs((np.arctan2(x, -y) + fifth / 2) % fifth - fifth / 2)  # from the nearest of the five points
     radius = np.hypot(x, y)
@@ -48,14 +50,14 @@ def _star(x: Floats, y: Floats) -> Floats:
     return (radius * np.cos(angle) - 1) * normal[0] + radius * np.sin(angle) * normal[1]
 
 
-def _heart(x: Floats, y: Floats) -> Floats:
+def _heart(x: Reals, y: Reals) -> Reals:
     x = np.abs(x)
     lobes = np.hypot(x - 0.36, y + 0.21) - 0.51
     return np.minimum((x + np.abs(y - 0.15) - 0.72) / np.sqrt(2), lobes)
 
 
 # Signed distance to the outline (exact near it) of a shape in the unit circle, negative inside; y points down.
-SHAPES: dict[str, Callable[[Floats, Floats], Floats]] = {
+SHAPES: dict[str, Callable[[Reals, Reals], Reals]] = {
     "circle": lambda x, y: np.hypot(x, y) - 0.92,
     "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) - 0.82,
     "triangle": lambda x, y: np.maximum(y - 0.6, 0.866 * np.abs(x) - 0.5 * y - 0.5),

@@ -1,8 +1,8 @@
 """Learning boxes from pseudo boxes."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 
 from loupe_ext.losses._checks import check_features, check_same, length_mask
 
@@ -49,7 +49,7 @@ def box_loss(
     size = (high - low).prod(-1).masked_fill(~inner, torch.inf)
     mine = targets.gather(1, size.argmin(-1)[..., None].expand(-1, -1, 4))
     inner = inner.any(-1)
-    regression = F.smooth_l1_loss(boxes, mine, beta=beta, reduction="none").sum(-1)
+    regression = smooth_l1_loss(boxes, mine, beta=beta, reduction="none").sum(-1)
     chosen = inner | outside
-    objectness = F.binary_cross_entropy_with_logits(confidence, inner.to(confidence.dtype), reduction="none")
+    objectness = binary_cross_entropy_with_logits(confidence, inner.to(confidence.dtype), reduction="none")
     return weight * (regression * inner).sum() / inner.sum().clamp(min=1) + (objectness * chosen).sum() / chosen.sum()

@@ -1,8 +1,8 @@
 """Cross-modal contrastive loss."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
 
 from loupe_ext.losses._checks import check_features, check_same
 
@@ -16,7 +16,7 @@ def info_nce(similarity: Tensor) -> Tensor:
     if similarity.shape[0] != similarity.shape[1] or not len(similarity):
         raise ValueError(f"similarity: expected a square of at least 1 x 1, got {tuple(similarity.shape)}")
     match = torch.arange(len(similarity), device=similarity.device)
-    return (F.cross_entropy(similarity, match) + F.cross_entropy(similarity.T, match)) / 2
+    return (cross_entropy(similarity, match) + cross_entropy(similarity.T, match)) / 2
 
 
 def cmc_loss(images: Tensor, texts: Tensor, scale: Tensor | float) -> Tensor:
@@ -35,4 +35,4 @@ def cmc_loss(images: Tensor, texts: Tensor, scale: Tensor | float) -> Tensor:
     check_features("images", images, "Bd")
     check_features("texts", texts, "Bd")
     check_same("texts", texts, "images", images, {"B": (0, 0), "d": (1, 1)})
-    return info_nce(scale * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T)
+    return info_nce(scale * normalize(images, dim=-1) @ normalize(texts, dim=-1).T)

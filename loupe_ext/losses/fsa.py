@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from loupe_ext.losses._checks import check_features, length_mask
+from loupe_ext.losses._checks import check_features, check_same, length_mask
 from loupe_ext.ops import pairwise_interactions
 
 
@@ -11,14 +11,29 @@ def fsa_labels(
     alignment: Tensor,
     region_lengths: Tensor | None = None,
     phrase_lengths: Tensor | None = None,
-    temperature: float = 0.05,
+    temperature: float = 0.2,
 ) -> tuple[Tensor, Tensor]:
-    """Soft labels from the interaction of every region with every phrase, exactly.
+    """Which phrase each region should go with, from the exact interactions of all regions with all phrases.
 
-    The alignment logits [B, M, N] are softmaxed over each row and over each column, and the two are the scores s and s'
-    of the late-interaction game of `pairwise_interactions`. A softmax of the interactions at `temperature` gives, for
-    each region, a distribution over phrases, and for each phrase, one over regions: [B, M, N] twice, 0 at the padding.
-    They carry no gradient.
+    The alignment logits, softmaxed over each row and over each column, are the scores s and s' of the late-interaction
+    game of `pairwise_interactions`. Its interactions I, divided by the largest of the problem so that neither the
+    number of regions nor the sharpness of the softmax sets their unit, give
+
+        labels  = softmax over phrases of I / (max I * temperature)
+        weights = max over phrases of I / max I, not below 0
+
+    A region that interacts with no phrase (the background) has no weight. Neither carries a gradient.
+
+    Args:
+        alignment: [B, M, N] logits of M regions with the N phrases of their own caption; a floating dtype.
+        region_lengths, phrase_lengths: [B] int32 or int64, in 1..M and 1..N; None: all of them.
+        temperature: of the labels' softmax.
+
+    Returns:
+        Labels [B, M, N], each row a distribution over phrases, and weights [B, M] in 0..1; both 0 at the padding.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, shape or value.
     """
     check_features("alignment", alignment, "BMN")
     if not temperature > 0:
@@ -31,41 +46,52 @@ def fsa_labels(
         interactions = pairwise_interactions(
             rows, columns, region_lengths=region_lengths, phrase_lengths=phrase_lengths
         )
-        logits = interactions / temperature
-        both = regions & phrases
-        return (
-            logits.masked_fill(~phrases, -torch.inf).softmax(2) * both,
-            logits.masked_fill(~regions, -torch.inf).softmax(1) * both,
-        )
+        interactions = interactions.masked_fill(~(regions & phrases), -torch.inf)
+        best = interactions.amax(2)
+        unit = best.amax(1)[:, None].clamp(min=torch.finfo(best.dtype).tiny)
+        labels = (interactions / (unit[..., None] * temperature)).masked_fill(~phrases, -torch.inf)
+        labels = torch.where(regions, labels, 0).softmax(2)
+        return labels * (regions & phrases), (best / unit).clamp(min=0)
 
 
 def fsa_loss(
-    alignment: Tensor,
+    regions: Tensor,
+    phrases: Tensor,
+    scale: Tensor | float,
     region_lengths: Tensor | None = None,
     phrase_lengths: Tensor | None = None,
-    temperature: float = 0.05,
+    temperature: float = 0.2,
+    negatives: bool = True,
 ) -> Tensor:
-    """L_FSA (LOUPE, section 3.3): cross-entropy of softmaxed alignments against labels from their interactions.
+    """L_FSA (LOUPE, section 3.3): cross-entropy of the regions' alignments against labels from their interactions.
+
+    The alignment of a region with the phrases is softmaxed, and `fsa_labels` of the matched pair supervise it, each
+    region by its weight. LOUPE softmaxes over the phrases of the region's own caption; with `negatives`, the phrases of
+    all captions of the batch compete, and the labels say which of the region's own it should win for.
 
     Args:
-        alignment: [B, M, N] logits (cosines times an inverse temperature) of the M regions of each image with the N
-            phrases of its own caption; float32 or float64 (half types work, with their precision).
+        regions: [B, M, d]; phrases: [B, N, d]: features of length one of B matched pairs.
+        scale: the inverse temperature of the alignment.
         region_lengths, phrase_lengths: [B] int32 or int64, in 1..M and 1..N; None: all of them.
-        temperature: of the softmax that turns interactions, which lie within -1..1, into labels.
+        temperature: of the labels.
+        negatives: whether other captions' phrases compete.
 
     Returns:
-        A scalar: the mean over regions of the row's cross-entropy plus the mean over phrases of the column's, halved.
-        Gradients flow through the alignment; the labels carry none.
+        A scalar, the mean over images of the weighted mean over regions. Gradients flow to the features and to `scale`
+        through the alignment; the labels carry none.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape or value.
     """
-    row_labels, column_labels = fsa_labels(alignment, region_lengths, phrase_lengths, temperature)
-    regions = length_mask("region_lengths", region_lengths, alignment, 1)
-    phrases = length_mask("phrase_lengths", phrase_lengths, alignment, 2)
-    outside = ~(regions[:, :, None] & phrases[:, None, :])
-    total = alignment.new_zeros(())
-    for labels, mask, axis, present in ((row_labels, phrases[:, None], 2, regions), (column_labels, regions[..., None], 1, phrases)):
-        likelihood = alignment.masked_fill(~mask, -torch.inf).log_softmax(axis).masked_fill(outside, 0)
-        total = total - (labels * likelihood).sum((1, 2)).div(present.sum(1)).mean()
-    return total / 2
+    check_features("regions", regions, "BMd")
+    check_features("phrases", phrases, "BNd")
+    check_same("phrases", phrases, "regions", regions, {"B": (0, 0), "d": (2, 2)})
+    own = scale * regions @ phrases.mT
+    labels, weights = fsa_labels(own, region_lengths, phrase_lengths, temperature)
+    present = length_mask("phrase_lengths", phrase_lengths, phrases, 1)
+    if negatives:
+        everything = (scale * regions @ phrases[present].T).logsumexp(2)
+    else:
+        everything = own.masked_fill(~present[:, None], -torch.inf).logsumexp(2)
+    cross_entropy = (labels * (everything[..., None] - own)).sum(2)
+    return ((weights * cross_entropy).sum(1) / weights.sum(1).clamp(min=torch.finfo(weights.dtype).tiny)).mean()

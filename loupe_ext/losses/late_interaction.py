@@ -3,9 +3,9 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import cross_entropy
 
 from loupe_ext.losses._checks import check_features, check_same, length_mask
 
@@ -97,4 +97,4 @@ def late_interaction_loss(
     by_patch, by_word = late_interaction(patches, words, word_lengths)
     check_same("words", words, "patches", patches, {"B": (0, 0)})
     match = torch.arange(len(patches), device=patches.device)
-    return (F.cross_entropy(scale * by_patch, match) + F.cross_entropy(scale * by_word.T, match)) / 2
+    return (cross_entropy(scale * by_patch, match) + cross_entropy(scale * by_word.T, match)) / 2

@@ -1,6 +1,5 @@
 """The region-phrase contrastive term over the batch."""
 
-import torch
 from torch import Tensor
 
 from loupe_ext.losses._checks import check_features, check_same, length_mask

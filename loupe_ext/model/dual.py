@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from loupe_ext.data.pairs import Batch
 from loupe_ext.model.image import ImageEncoder
-from loupe_ext.model.regions import RegionHead, propose, region_features
+from loupe_ext.model.regions import RegionHead, box_features, propose
 from loupe_ext.model.text import TextEncoder, phrase_of_words
 
 
@@ -21,20 +21,11 @@ class ImageFeatures:
     boxes: Tensor  # [B, hw, 4], the box that each patch proposes
     confidence: Tensor  # [B, hw], logits
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        return self.patches.shape[1], self.patches.shape[2]
-
-    def regions(self, count: int, overlap: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
-        """The most confident `count` proposals: features [B, M, d], boxes [B, M, 4] and confidence [B, M].
-
-        Features learn through the patches; boxes do not learn through the features.
-        """
-        boxes = self.boxes.detach()
-        taken = propose(boxes, self.confidence.detach(), count, overlap)
-        boxes = boxes.gather(1, taken[..., None].expand(-1, -1, 4))
-        features = region_features(self.patches.flatten(1, 2), boxes, *self.grid)
-        return features, boxes, self.confidence.gather(1, taken)
+    def proposals(self, count: int, overlap: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
+        """The most confident `count` proposals: features [B, M, d], boxes [B, M, 4] and confidence [B, M]."""
+        taken = propose(self.boxes, self.confidence, count, overlap)
+        boxes = self.boxes.gather(1, taken[..., None].expand(-1, -1, 4))
+        return box_features(self.patches, boxes), boxes, self.confidence.gather(1, taken)
 
 
 @dataclass(frozen=True)
@@ -74,9 +65,7 @@ class DualEncoder(nn.Module):
     with a plain mean, a patch counts only by resembling the text, and objects grow beyond their outlines.
     """
 
-    def __init__(
-        self, vocabulary: int, width: int = 64, dim: int = 64, blocks: int = 1
-    ) -> None:
+    def __init__(self, vocabulary: int, width: int = 64, dim: int = 64, blocks: int = 1) -> None:
         super().__init__()
         self.image = ImageEncoder(width, blocks)
         self.text = TextEncoder(vocabulary, width)
@@ -92,18 +81,18 @@ class DualEncoder(nn.Module):
             projected = self.image_projection(tokens)
             boxes, confidence = self.region_head(tokens)
             weights = self.query(tokens).flatten(1).softmax(1)
-            pooled = F.normalize(torch.einsum("bn,bnd->bd", weights, projected.flatten(1, 2)), dim=-1)
-            return ImageFeatures(pooled, F.normalize(projected, dim=-1), boxes, confidence)
+            pooled = normalize(torch.einsum("bn,bnd->bd", weights, projected.flatten(1, 2)), dim=-1)
+            return ImageFeatures(pooled, normalize(projected, dim=-1), boxes, confidence)
 
     def encode_text(self, batch: Batch) -> TextFeatures:
         mask = batch.words != 0
         projected = self.text_projection(self.text(batch.words, batch.spans)) * mask[..., None]
         member = phrase_of_words(batch.spans, batch.words.shape[1])
         return TextFeatures(
-            pooled=F.normalize(projected.sum(1), dim=-1),
-            words=F.normalize(projected, dim=-1),
+            pooled=normalize(projected.sum(1), dim=-1),
+            words=normalize(projected, dim=-1),
             lengths=mask.sum(1),
-            phrases=F.normalize(member.to(projected.dtype) @ projected, dim=-1),
+            phrases=normalize(member.to(projected.dtype) @ projected, dim=-1),
             phrase_lengths=batch.phrase_lengths,
             phrase_of_words=member,
         )

@@ -1,8 +1,8 @@
 """A small convolutional image encoder."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 PATCH = 4  # pixels on a patch token's side
 
@@ -23,7 +23,7 @@ class Residual(nn.Module):
         self.conv1, self.conv2 = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.gelu(self.norm2(self.conv1(F.gelu(self.norm1(x))))))
+        return x + self.conv2(gelu(self.norm2(self.conv1(gelu(self.norm1(x))))))
 
 
 class ImageEncoder(nn.Module):
@@ -35,12 +35,9 @@ class ImageEncoder(nn.Module):
     def __init__(self, width: int = 64, blocks: int = 1) -> None:
         super().__init__()
         self.width = width
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width // 2, 4, 2, 1), nn.GELU(), nn.Conv2d(width // 2, width, 4, 2, 1)
-        )
+        self.stem = nn.Sequential(nn.Conv2d(3, width // 2, 4, 2, 1), nn.GELU(), nn.Conv2d(width // 2, width, 4, 2, 1))
         self.blocks = nn.Sequential(*(Residual(width) for _ in range(blocks)))
         self.norm = ChannelNorm(width)
-        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] uint8, H and W multiples of 4 -> [B, H/4, W/4, width]."""

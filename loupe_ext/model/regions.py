@@ -1,8 +1,8 @@
 """Regions: boxes proposed from the patches alone, and features of what lies in a box."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from loupe_ext.model.image import PATCH
 
@@ -15,7 +15,7 @@ def centres(height: int, width: int, device: torch.device | None = None) -> Tens
 
 
 class RegionHead(nn.Module):
-    """The region generation module (LOUPE, section 3.2): each patch proposes a box around its centre and a confidence."""
+    """The region generation module (LOUPE, section 3.2): each patch proposes a box around it and a confidence."""
 
     def __init__(self, width: int, side: float = 9.0) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class RegionHead(nn.Module):
         """[B, h, w, width] -> boxes [B, hw, 4] (x0, y0, x1, y1 in pixels) and confidence logits [B, hw]."""
         out = self.project(tokens).flatten(1, 2)
         sides = self.side * out[..., :4].clamp(-3, 3).exp()
-        at = centres(*tokens.shape[1:3], device=tokens.device)
+        at = centres(tokens.shape[1], tokens.shape[2], tokens.device)
         return torch.cat([at - sides[..., :2], at + sides[..., 2:]], -1), out[..., 4]
 
 
@@ -65,6 +65,25 @@ def coverage(boxes: Tensor, height: int, width: int, edge: float = 1.0) -> Tenso
     return (torch.sigmoid((at - low) / edge) * torch.sigmoid((high - at) / edge)).prod(-1)
 
 
-def region_features(tokens: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
-    """Mean of the patch tokens [B, height * width, d] in each box [B, M, 4], normalised: [B, M, d]."""
-    return F.normalize(coverage(boxes, height, width) @ tokens, dim=-1)
+def box_features(patches: Tensor, boxes: Tensor) -> Tensor:
+    """Mean of the patches [B, h, w, d] in each box [B, M, 4], of length one: [B, M, d]."""
+    return normalize(coverage(boxes, *patches.shape[1:3]) @ patches.flatten(1, 2), dim=-1)
+
+
+def window_features(patches: Tensor, side: int, stride: int) -> Tensor:
+    """Mean of the patches [B, h, w, d] in each window of side x side patches, of length one: [B, M, d].
+
+    Windows every `stride` patches cover an image densely: regions for losses that can afford many.
+    """
+    h, w = patches.shape[1:3]
+    if not (1 <= side <= min(h, w) and stride >= 1):
+        raise ValueError(f"side, stride: expected windows inside {h} x {w} patches, got {side}, {stride}")
+    rows, columns = (_windows(n, side, stride).to(patches) for n in (h, w))
+    return normalize(torch.einsum("iy,jx,byxd->bijd", rows, columns, patches).flatten(1, 2), dim=-1)
+
+
+def _windows(n: int, side: int, stride: int) -> Tensor:
+    """[windows, n], 1 where a position lies in a window."""
+    start = torch.arange(0, n - side + 1, stride)[:, None]
+    at = torch.arange(n)
+    return (at >= start) & (at < start + side)

@@ -1,8 +1,8 @@
 """A small transformer text encoder that reads each noun phrase alone."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 
 def phrase_of_words(spans: Tensor, length: int) -> Tensor:
@@ -32,7 +32,7 @@ class PhraseAttention(nn.Module):
         at = torch.arange(L, device=x.device)
         distance = (at - at[:, None]).clamp(-self.reach, self.reach) + self.reach
         bias = self.bias[:, distance].masked_fill(~mask[:, None], -torch.inf)
-        return self.out(F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).reshape(B, L, width))
+        return self.out(scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).reshape(B, L, width))
 
 
 class TextEncoder(nn.Module):

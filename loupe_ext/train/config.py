@@ -24,18 +24,22 @@ class Config:
     # Weights of the losses; 0 leaves one out.
     cmc: float = 1.0
     late_interaction: float = 0.0
-    region_phrase: float = 1.0
-    boxes: float = 1.0
-    fsa: float = 0.5
+    region_phrase: float = 0.0
+    fsa: float = 1.0
+    boxes: float = 2.0
 
-    local_start: int = 0  # steps of the global loss alone, before regions mean anything
-    local_ramp: int = 100  # steps over which the other losses then come in
-    regions: int = 12  # M, proposals an image
-    overlap: float = 0.5  # IoU above which the less confident of two proposals goes
-    fsa_temperature: float = 0.05
-    box_images: int = 16  # of a batch, that get pseudo boxes
+    local_ramp: int = 100  # steps over which the region-level losses come in
+    window: int = 3  # side, in patches, of the windows that are the regions of these losses
+    window_stride: int = 2
+    fsa_temperature: float = 0.2
+    negatives: bool = True  # whether the phrases of other captions compete in FSA
+    box_images: int = 32  # of a batch, that get pseudo boxes
+    box_threshold: float = 0.3  # of the heat that makes a pseudo box
     scale: float = 10.0  # inverse temperatures start here
     scale_cap: float = 60.0
+
+    proposals: int = 12  # M, of an image
+    overlap: float = 0.5  # IoU above which the less confident of two proposals goes
 
     steps: int = 600
     batch: int = 64
@@ -51,11 +55,11 @@ class Config:
         for field in fields(self):
             value = getattr(self, field.name)
             kind = type(field.default)
-            if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+            if type(value) is not kind and not (kind is float and type(value) is int):
                 raise TypeError(f"{field.name}: expected {kind.__name__}, got {value!r}")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"precision: expected 'auto', 'float32' or 'bfloat16', got {self.precision!r}")
-        for name in ("train_size", "width", "dim", "regions", "batch", "steps", "box_images"):
+        for name in ("train_size", "width", "dim", "proposals", "batch", "steps", "box_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.train_size < self.batch:

@@ -91,9 +91,7 @@ def train(
             checkpoint.save(path, task, pairs.vocabulary, step + 1, history, optimizer)
         if report is not None:
             pace = (time.perf_counter() - start) / (step + 1 - first)
-            report(
-                Progress(step + 1, config.steps, losses, config.batch / pace, pace * (config.steps - step - 1))
-            )
+            report(Progress(step + 1, config.steps, losses, config.batch / pace, pace * (config.steps - step - 1)))
     return Trained(task.eval(), history, (time.perf_counter() - start) / max(1, config.steps - first))
 
 

@@ -6,13 +6,13 @@ from torch import Tensor, nn
 from loupe_ext import losses
 from loupe_ext.data.pairs import Batch
 from loupe_ext.model.dual import DualEncoder, ImageFeatures, Scale, TextFeatures
-from loupe_ext.model.pseudo_boxes import interaction_boxes
-from loupe_ext.model.regions import centres
+from loupe_ext.model.heat import heat_boxes, heat_maps
+from loupe_ext.model.regions import centres, window_features
 from loupe_ext.train.config import Config
 
 
 class Task(nn.Module):
-    """L = cmc L_CMC + ramp(step) (region_phrase L_RP + fsa L_FSA + boxes L_boxes), or the late interaction alone."""
+    """L = cmc L_CMC + late_interaction L_LI + ramp(step) (region_phrase L_RP + fsa L_FSA + boxes L_boxes)."""
 
     def __init__(self, config: Config, vocabulary: int) -> None:
         super().__init__()
@@ -21,50 +21,54 @@ class Task(nn.Module):
         self.scale_global = Scale(config.scale, 100.0)
         self.scale_local = Scale(config.scale, config.scale_cap)
 
-    def ramp(self, step: int) -> float:
-        return min(1.0, max(0.0, (step - self.config.local_start) / max(1, self.config.local_ramp)))
-
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The batch's losses by name, unweighted, and their weighted sum as "loss"."""
-        c, ramp = self.config, self.ramp(step)
+        c = self.config
         bfloat16 = c.precision == "bfloat16" or (c.precision == "auto" and fast_bfloat16())
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=bfloat16):
             image = self.encoder.encode_image(batch.images)
         text = self.encoder.encode_text(batch)
         parts: dict[str, Tensor] = {}
-        weights = {"cmc": c.cmc, "late_interaction": c.late_interaction}
-        weights |= {name: ramp * getattr(c, name) for name in ("region_phrase", "fsa", "boxes")}
-        if weights["cmc"]:
+        if c.cmc:
             parts["cmc"] = losses.cmc_loss(image.pooled, text.pooled, self.scale_global())
-        if weights["late_interaction"]:
+        if c.late_interaction:
             parts["late_interaction"] = losses.late_interaction_loss(
                 image.patches.flatten(1, 2), text.words, self.scale_local(), text.lengths
             )
-        if weights["region_phrase"] or weights["fsa"]:
-            regions = image.regions(c.regions, c.overlap)[0]
-        if weights["region_phrase"]:
+        if c.region_phrase or c.fsa:
+            regions = window_features(image.patches, c.window, c.window_stride)
+        if c.region_phrase:
             parts["region_phrase"] = losses.region_phrase_loss(
                 regions, text.phrases, self.scale_local(), text.phrase_lengths
             )
-        if weights["fsa"]:
-            alignment = self.scale_local() * regions @ text.phrases.mT
+        if c.fsa:
             parts["fsa"] = losses.fsa_loss(
-                alignment, phrase_lengths=text.phrase_lengths, temperature=c.fsa_temperature
+                regions,
+                text.phrases,
+                self.scale_local(),
+                phrase_lengths=text.phrase_lengths,
+                temperature=c.fsa_temperature,
+                negatives=c.negatives,
             )
-        if weights["boxes"]:
+        if c.boxes:
             parts["boxes"] = self._box_loss(image, text)
-        return {"loss": sum((weights[name] * part for name, part in parts.items()), torch.zeros(())), **parts}
+        ramp = min(1.0, (step + 1) / max(1, c.local_ramp))
+        loss = sum(
+            getattr(c, name) * (1.0 if name in ("cmc", "late_interaction") else ramp) * part
+            for name, part in parts.items()
+        )
+        return {"loss": torch.as_tensor(loss), **parts}
 
     def _box_loss(self, image: ImageFeatures, text: TextFeatures) -> Tensor:
+        """Boxes learn from the model's own heat; the heat does not learn from the boxes."""
         few = slice(self.config.box_images)
+        mask = text.phrase_mask[few]
         with torch.no_grad():
-            heat = torch.einsum("bhwd,bpd->bphw", image.patches[few], text.phrases[few])
-            present = torch.arange(heat.shape[1]) < text.phrase_lengths[few, None]
-            targets = heat.new_zeros(*heat.shape[:2], 4)
-            targets[present] = interaction_boxes(heat[present])
-        return losses.box_loss(
-            image.boxes[few], image.confidence[few], targets, centres(*image.grid), text.phrase_lengths[few]
-        )
+            heat = heat_maps(image.patches[few], text.phrases[few])
+            targets = heat.new_zeros(*mask.shape, 4)
+            targets[mask] = heat_boxes(heat[mask], self.config.box_threshold)
+        at = centres(image.patches.shape[1], image.patches.shape[2], image.patches.device)
+        return losses.box_loss(image.boxes[few], image.confidence[few], targets, at, text.phrase_lengths[few])
 
 
 def fast_bfloat16() -> bool:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from loupe_ext.data.pairs import Grounded
 from loupe_ext.losses import late_interaction
+from loupe_ext.model import heat
 from loupe_ext.model.dual import ImageFeatures, TextFeatures
 from loupe_ext.train.task import Task
 from loupe_ext.zeroshot import grounding
@@ -27,22 +28,22 @@ class Encoded:
 
 @torch.no_grad()
 def encode(task: Task, scenes: Grounded, batch: int = 200) -> Encoded:
-    images, texts, heat = [], [], []
+    images, texts, maps = [], [], []
     for start in range(0, len(scenes), batch):
         part = scenes.pairs.batch(slice(start, start + batch))
         image, text = task.encoder.encode_image(part.images), task.encoder.encode_text(part)
         images.append(image)
         texts.append(text)
-        heat.append(grounding.heat_maps(image, text)[text.phrase_mask])
+        maps.append(heat.heat_maps(image.patches, text.phrases)[text.phrase_mask])
     named = torch.arange(scenes.boxes.shape[1]) < scenes.pairs.phrase_lengths[:, None]
-    return Encoded(images, texts, torch.cat(heat), scenes.boxes[named])
+    return Encoded(images, texts, torch.cat(maps), scenes.boxes[named])
 
 
 def choose_threshold(task: Task, validation: Grounded) -> float:
     """The threshold of `heat_boxes` that grounds the most phrases at IoU 0.5. On validation scenes, never on test."""
     seen = encode(task, validation)
     accuracy = [
-        grounding.grounding_accuracy(grounding.heat_boxes(seen.heat, threshold), seen.boxes)["acc50"]
+        grounding.grounding_accuracy(heat.heat_boxes(seen.heat, threshold), seen.boxes)["acc50"]
         for threshold in THRESHOLDS
     ]
     return THRESHOLDS[max(range(len(THRESHOLDS)), key=accuracy.__getitem__)]
@@ -50,7 +51,7 @@ def choose_threshold(task: Task, validation: Grounded) -> float:
 
 @torch.no_grad()
 def evaluate(task: Task, scenes: Grounded, threshold: float) -> dict[str, float]:
-    """Retrieval by the similarity the task was trained on; grounding by `heat_boxes`, and by proposals if it learned boxes.
+    """Retrieval by the similarity the task was trained on; grounding by `heat_boxes`, and by its proposals if any.
 
     Returns:
         "i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5"; "pointing"; "acc50", "acc30" and "miou" of `heat_boxes`; and, of a task
@@ -58,12 +59,12 @@ def evaluate(task: Task, scenes: Grounded, threshold: float) -> dict[str, float]
     """
     seen = encode(task, scenes)
     metrics = recalls(*similarities(task, seen))
-    metrics["pointing"] = grounding.pointing_accuracy(grounding.peaks(seen.heat), seen.boxes)
-    metrics |= grounding.grounding_accuracy(grounding.heat_boxes(seen.heat, threshold), seen.boxes)
+    metrics["pointing"] = grounding.pointing_accuracy(heat.peaks(seen.heat), seen.boxes)
+    metrics |= grounding.grounding_accuracy(heat.heat_boxes(seen.heat, threshold), seen.boxes)
     if task.config.boxes:
         proposals, chosen = [], []
         for image, text in zip(seen.images, seen.texts, strict=True):
-            features, boxes, confidence = image.regions(task.config.regions, task.config.overlap)
+            features, boxes, confidence = image.proposals(task.config.proposals, task.config.overlap)
             each = boxes[:, None].expand(-1, text.phrases.shape[1], -1, -1)
             picked = grounding.choose_proposals(features, confidence, text.phrases)
             proposals.append(each[text.phrase_mask])
@@ -83,7 +84,5 @@ def similarities(task: Task, seen: Encoded) -> tuple[Tensor, Tensor]:
     for image in seen.images:
         for patches in image.patches.flatten(1, 2).split(8):
             rows.append([late_interaction(patches, text.words, text.lengths) for text in seen.texts])
-    by_patch, by_word = (
-        torch.cat([torch.cat([part[way] for part in row], 1) for row in rows]) for way in (0, 1)
-    )
+    by_patch, by_word = (torch.cat([torch.cat([part[way] for part in row], 1) for row in rows]) for way in (0, 1))
     return by_patch, by_word

@@ -3,7 +3,9 @@
 from torch import Tensor
 
 
-def recalls(image_to_text: Tensor, text_to_image: Tensor | None = None, at: tuple[int, ...] = (1, 5)) -> dict[str, float]:
+def recalls(
+    image_to_text: Tensor, text_to_image: Tensor | None = None, at: tuple[int, ...] = (1, 5)
+) -> dict[str, float]:
     """Recall at K both ways: how often the match is among the K most similar.
 
     Args:
@@ -15,7 +17,7 @@ def recalls(image_to_text: Tensor, text_to_image: Tensor | None = None, at: tupl
         "i2t_r1", "t2i_r1", ... in 0..1. A text that ties with the match counts as better than it.
     """
     ways = {"i2t": image_to_text, "t2i": (image_to_text if text_to_image is None else text_to_image).T}
-    result = {}
+    result: dict[str, float] = {}
     for way, similarity in ways.items():
         if similarity.dim() != 2 or similarity.shape[0] != similarity.shape[1] or not len(similarity):
             raise ValueError(f"similarities: expected a square [n, n], n > 0, got {tuple(similarity.shape)}")

@@ -1,0 +1,63 @@
+"""Heat maps of phrases over patches, and the box that a heat map shows."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, one_hot
+
+from loupe_ext.model.image import PATCH
+
+
+def heat_maps(patches: Tensor, phrases: Tensor) -> Tensor:
+    """Cosine of every patch [B, h, w, d] with every phrase [B, P, d] of the same pair, [B, P, h, w]."""
+    return torch.einsum("bhwd,bpd->bphw", patches, phrases)
+
+
+def peaks(heat: Tensor) -> Tensor:
+    """x, y in pixels of the centre of the hottest patch of each map [n, h, w]: [n, 2]."""
+    at = heat.flatten(1).argmax(1)
+    return torch.stack([at % heat.shape[2] + 0.5, at // heat.shape[2] + 0.5], 1) * PATCH
+
+
+def heat_boxes(heat: Tensor, threshold: float) -> Tensor:
+    """The box of each heat map [n, h, w] of patches, [n, 4] in pixels: the usual rule for class activation maps.
+
+    The map is brought to the image's resolution (bilinear); of the pixels at least as hot as mean + threshold (peak -
+    mean), those connected to the peak count, and the box lies around them. It reads nothing but the map, so that any
+    model can be judged by it.
+    """
+    if heat.dim() != 3:
+        raise ValueError(f"heat: expected shape [n, h, w], got {tuple(heat.shape)}")
+    if not 0 <= threshold < 1:
+        raise ValueError(f"threshold: expected a number from 0 to below 1, got {threshold}")
+    boxes = [heat.new_zeros(0, 4)]
+    for maps in heat.split(256):
+        fine = interpolate(maps[:, None], scale_factor=PATCH, mode="bilinear")[:, 0]
+        mean, peak = fine.mean((1, 2), keepdim=True), fine.amax((1, 2), keepdim=True)
+        first = one_hot(fine.flatten(1).argmax(1), fine[0].numel()).view_as(fine).bool()
+        hot = (fine >= mean + threshold * (peak - mean)) | first
+        boxes.append(extents(flood(hot, first)).to(heat.dtype))
+    return torch.cat(boxes)
+
+
+def flood(mask: Tensor, seeds: Tensor) -> Tensor:
+    """The 4-connected parts of masks [n, h, w] that hold their seeds [n, h, w]."""
+    part = seeds & mask
+    while True:
+        grown = part.clone()
+        grown[:, 1:] |= part[:, :-1]
+        grown[:, :-1] |= part[:, 1:]
+        grown[:, :, 1:] |= part[:, :, :-1]
+        grown[:, :, :-1] |= part[:, :, 1:]
+        grown &= mask
+        if torch.equal(grown, part):
+            return part
+        part = grown
+
+
+def extents(masks: Tensor) -> Tensor:
+    """Boxes x0, y0, x1, y1 [n, 4] around the true pixels of masks [n, h, w], none empty."""
+    edges = []
+    for along in (masks.any(1).byte(), masks.any(2).byte()):
+        edges.append((along.argmax(1), along.shape[1] - along.flip(1).argmax(1)))
+    (x0, x1), (y0, y1) = edges
+    return torch.stack([x0, y0, x1, y1], 1)
