@@ -59,7 +59,7 @@ def place(counts: Ints, kinds: Ints, radii: Floats, rng: np.random.Generator, ga
         margin = radii[:, k, None, None]
         tried = margin + (SIDE - 2 * margin) * rng.random((n, tries, 2), dtype=np.float32)
         apart = np.hypot(*np.moveaxis(tried[:, :, None] - centres[:, None, :k], -1, 0))
-        free = np.all(apart > radii[:, None, :k] + radii[:, k, None, None] + gap, axis=-1)
+        free = (apart > radii[:, None, :k] + radii[:, k, None, None] + gap).all(-1)
         placed &= free.any(1) | (k >= counts)
         centres[:, k] = tried[np.arange(n), free.argmax(1)]
     return Layout(counts, kinds, radii, centres).select(placed)
@@ -87,9 +87,10 @@ def paste(images: Floats, scenes: Ints, covers: Floats, colours: Floats, centres
     left, top = window(centres, covers.shape[-1])
     here = (scenes[:, None, None], top[:, :, None], left[:, None, :])
     images[here] += covers[..., None] * (colours - images[here])
-    solid: Mask = covers > 0.5
+    solid = covers > 0.5
+    seen: list[tuple[Mask, Ints]] = [(np.any(solid, axis=1), left), (np.any(solid, axis=2), top)]
     edges = []
-    for along, pixels in ((solid.any(1), left), (solid.any(2), top)):
+    for along, pixels in seen:
         first, after = along.argmax(1), along.shape[1] - along[:, ::-1].argmax(1)
         edges.append((pixels[:, 0] + first, pixels[:, 0] + after))
     (x0, x1), (y0, y1) = edges

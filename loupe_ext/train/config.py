@@ -24,7 +24,7 @@ class Config:
     # Weights of the losses; 0 leaves one out.
     cmc: float = 1.0
     late_interaction: float = 0.0
-    region_phrase: float = 0.0
+    region_phrase: float = 1.0
     fsa: float = 1.0
     boxes: float = 2.0
 

@@ -1,0 +1,144 @@
+"""Runs in worker processes, one thread each, with their progress on one screen. A finished run is never repeated."""
+
+import functools
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import torch
+
+from loupe_ext.data import Grounded, load
+from loupe_ext.demo.rows import Run
+from loupe_ext.extras import needs
+from loupe_ext.train import Progress, train
+from loupe_ext.zeroshot.evaluate import choose_threshold, evaluate
+
+Result = dict[str, Any]
+
+_messages: Any = None  # the worker's end of the queue to the parent
+
+
+def checkpoint_path(out: Path, run: Run) -> Path:
+    return out / "runs" / f"{run.key}.safetensors"
+
+
+def result_path(out: Path, run: Run) -> Path:
+    return out / "runs" / f"{run.key}.json"
+
+
+@functools.lru_cache(maxsize=6)
+def _scenes(name: str, split: str, size: int) -> Grounded:
+    return load(name, split, size)
+
+
+def _identity(run: Run) -> Result:
+    """What a stored result must agree with to be this run's."""
+    return {"config": run.config.to_yaml(), "evaluation_scenes": run.evaluation_scenes}
+
+
+def perform(run: Run, out: Path) -> Result:
+    """Train on the training split, choose the heat threshold on validation, and report on test."""
+    _tell(run, "drawing scenes")
+    pairs = _scenes(run.data, "train", run.config.train_size).pairs
+
+    def report(progress: Progress) -> None:
+        if progress.step % 5 == 0 or progress.step == progress.steps:
+            _tell(run, "training", progress)
+
+    trained = train(pairs, run.config, path=checkpoint_path(out, run), report=report)
+    _tell(run, "evaluating")
+    validation = _scenes(run.data, "validation", max(1, run.evaluation_scenes // 2))
+    threshold = choose_threshold(trained.task, validation)
+    test = _scenes(run.data, "test", run.evaluation_scenes)
+    result = {
+        "row": run.row.key,
+        "data": run.data,
+        "seed": run.seed,
+        **_identity(run),
+        "threshold": threshold,
+        "milliseconds_per_step": 1000 * trained.seconds_per_step,
+        "metrics": evaluate(trained.task, test, threshold),
+    }
+    partial = result_path(out, run).with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(result, indent=1))
+    os.replace(partial, result_path(out, run))
+    return result
+
+
+def stored(run: Run, out: Path) -> Result | None:
+    """The result of an earlier, identical run."""
+    try:
+        result = json.loads(result_path(out, run).read_text())
+    except FileNotFoundError:
+        return None
+    return result if all(result.get(name) == value for name, value in _identity(run).items()) else None
+
+
+def _tell(run: Run, state: str, progress: Progress | None = None) -> None:
+    if _messages is not None:
+        _messages.put((run.key, state, progress))
+
+
+def _start_worker(messages: Any) -> None:
+    global _messages
+    _messages = messages
+    torch.set_num_threads(1)
+
+
+def perform_all(runs: Iterable[Run], out: Path, workers: int) -> list[Result]:
+    """All runs, in order of `runs`, `workers` at a time; those already stored in `out` are taken from there."""
+    with needs("rich"):
+        from loupe_ext.demo.display import Display
+    runs = list(runs)
+    results = {run.key: stored(run, out) for run in runs}
+    todo = [run for run in runs if results[run.key] is None]
+    for run in todo:
+        _forget_other(run, out)
+    context = multiprocessing.get_context("spawn")
+    messages = context.Queue()
+    with (
+        Display(len(runs), len(runs) - len(todo)) as display,
+        ProcessPoolExecutor(workers, context, _start_worker, (messages,)) as pool,
+    ):
+        pending: dict[Future[Result], Run] = {pool.submit(perform, run, out): run for run in todo}
+        try:
+            while pending:
+                done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                _relay(messages, display)
+                for future in done:
+                    run = pending.pop(future)
+                    results[run.key] = future.result()
+                    display.finished(run.key)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [result for run in runs if (result := results[run.key]) is not None]
+
+
+def _forget_other(run: Run, out: Path) -> None:
+    """Remove a checkpoint of another configuration that stands where this run's would."""
+    from loupe_ext.train import checkpoint
+
+    path = checkpoint_path(out, run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and checkpoint.load(path).config != run.config:
+        path.unlink()
+
+
+def _relay(messages: Any, display: Any) -> None:
+    while True:
+        try:
+            display.update(*messages.get_nowait())
+        except Empty:
+            return
+
+
+def elapsed(start: float) -> str:
+    minutes, seconds = divmod(round(time.perf_counter() - start), 60)
+    return f"{minutes} min {seconds:02d} s"
