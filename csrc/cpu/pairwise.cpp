@@ -9,7 +9,7 @@
 #include <memory>
 #include <new>
 
-#include "half.h"
+#include "../core/half.h"
 #include "lanes.h"
 #include "parallel.h"
 
@@ -225,6 +225,9 @@ class Pairwise {
       finite_[g] = load_matrix(static_cast<const In*>(call_.scores) + from, call_.N, M, N, scores_ + to);
       if (call_.col_scores)
         finite_[g] &= load_matrix(static_cast<const In*>(call_.col_scores) + from, call_.N, M, N, col_scores_ + to);
+      if (finite_[g]) continue;
+      std::fill_n(scores_ + to, M * padded(N), T(0));  // its keys would lose their offsets; `finish` writes its result
+      if (call_.col_scores) std::fill_n(col_scores_ + to, M * padded(N), T(0));
     }
   }
 
@@ -297,15 +300,6 @@ void for_each_group(const PairwiseCall& call, int threads, const Work& work) {
   });
 }
 
-template <class Work>
-void for_dtype(DType dtype, const Work& work) {
-  switch (dtype) {
-    case DType::f16: return work(Float16{});
-    case DType::bf16: return work(BFloat16{});
-    case DType::f32: return work(float{});
-    case DType::f64: return work(double{});
-  }
-}
 }  // namespace
 
 void pairwise_forward(const PairwiseCall& call, void* out, int threads) {

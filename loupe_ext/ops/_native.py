@@ -65,3 +65,12 @@ def address(tensor: torch.Tensor | None) -> int:
 
 def dtype_name(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def current_stream(device: torch.device) -> int:
+    return torch.cuda.current_stream(device).cuda_stream
+
+
+def dense_lengths(lengths: torch.Tensor | None) -> torch.Tensor | None:
+    """Lengths as the kernels read them: int64, contiguous."""
+    return None if lengths is None else lengths.to(torch.int64).contiguous()

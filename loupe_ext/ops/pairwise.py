@@ -7,7 +7,7 @@ from torch import Tensor
 
 from loupe_ext import _C
 from loupe_ext.ops._checks import check_floating, check_index, check_lengths, check_like, check_tensor
-from loupe_ext.ops._native import address, dtype_name, resolve_backend
+from loupe_ext.ops._native import address, current_stream, dense_lengths, dtype_name, resolve_backend
 from loupe_ext.ops._register import register
 
 MAX_ENTRIES = 2**28  # of one problem's scores, padded; the CPU kernel's sort keys carry an entry's offset in 28 bits
@@ -89,26 +89,28 @@ def pairwise_interactions(
     return _pairwise(*batch, probability, backend).squeeze(0)
 
 
-def _dense(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if x is None else x.contiguous() for x in tensors]
-
-
-def _lengths(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if x is None else x.to(torch.int64).contiguous() for x in tensors]
+def _dense(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
 
 
 def _forward(
     scores: Tensor, cols: Tensor | None, rows_of: Tensor | None, cols_of: Tensor | None, p: float | None, backend: str
 ) -> Tensor:
     chosen = resolve_backend(backend, scores.device)
-    s, c = _dense(scores, cols)
-    m, n = _lengths(rows_of, cols_of)
-    assert s is not None
+    s, c, m, n = scores.contiguous(), _dense(cols), dense_lengths(rows_of), dense_lengths(cols_of)
+    if chosen == "triton":
+        from loupe_ext.triton import pairwise as kernels
+
+        return kernels.forward(s, c, m, n, p)
     out = torch.empty_like(s)
     B, M, N = s.shape
-    call = (address(s), address(c), address(m), address(n), B, M, N, dtype_name(s), p)
+    call = _C.PairwiseCall(address(s), address(c), address(m), address(n), B, M, N, dtype_name(s), p)
     if chosen == "cpu":
-        _C.pairwise_cpu(*call, address(out), torch.get_num_threads())
+        _C.pairwise_cpu(call, address(out), torch.get_num_threads())
+    else:
+        with torch.cuda.device(s.device):
+            scratch = s.new_empty(_C.pairwise_scratch_bytes_cuda(call), dtype=torch.uint8)
+            _C.pairwise_cuda(call, address(out), address(scratch), current_stream(s.device))
     return out
 
 
@@ -122,16 +124,21 @@ def _backward(
     backend: str,
 ) -> list[Tensor]:
     chosen = resolve_backend(backend, scores.device)
-    g, s, c = _dense(grad, scores, cols)
-    m, n = _lengths(rows_of, cols_of)
-    assert s is not None
-    grads = [torch.empty_like(s) for _ in range(1 if c is None else 2)]
+    g, s, c, m, n = grad.contiguous(), scores.contiguous(), _dense(cols), dense_lengths(rows_of), dense_lengths(cols_of)
+    if chosen == "triton":
+        from loupe_ext.triton import pairwise as kernels
+
+        return kernels.backward(g, s, c, m, n, p)
+    grads = [torch.empty_like(x) for x in (s, c) if x is not None]
     B, M, N = s.shape
-    call = (address(s), address(c), address(m), address(n), B, M, N, dtype_name(s), p)
+    call = _C.PairwiseCall(address(s), address(c), address(m), address(n), B, M, N, dtype_name(s), p)
+    results = address(grads[0]), 0 if c is None else address(grads[1])
     if chosen == "cpu":
-        _C.pairwise_backward_cpu(
-            *call, address(g), address(grads[0]), address(grads[1]) if c is not None else 0, torch.get_num_threads()
-        )
+        _C.pairwise_backward_cpu(call, address(g), *results, torch.get_num_threads())
+    else:
+        with torch.cuda.device(s.device):
+            scratch = s.new_empty(_C.pairwise_scratch_bytes_cuda(call), dtype=torch.uint8)
+            _C.pairwise_backward_cuda(call, address(g), *results, address(scratch), current_stream(s.device))
     return grads
 
 
