@@ -28,7 +28,8 @@ struct Buffer {  // uninitialised, aligned to a cache line
 // The weights of a line's sorted places. The entry at place k has rank k among the others of any entry above it and
 // carries w[k]; w_below[k] sums the weights of the places after k.
 struct LineTable {
-  explicit LineTable(int64_t longest) : w(longest + 1), v(longest + 1), w_below(longest + 1), v_below(longest + 1) {}
+  explicit LineTable(int64_t longest)
+      : w(longest + 1), v(longest + 1), w_below(longest + 1), v_below(longest + 1), below(longest + 1) {}
 
   void prepare(int64_t lines, int64_t entries, double p) {
     if (lines == M && entries == N) return;
@@ -44,40 +45,44 @@ struct LineTable {
       w_below[k - 1] = w_below[k] + w[k];
       v_below[k - 1] = v_below[k] + v[k];
     }
+    for (int64_t k = 0; k < N; ++k) below[k] = {w_below[k] + v_below[k], v_below[k]};
   }
 
   int64_t M = -1, N = -1;
   double a = 0, b = 0;
   Buffer<double> w, v, w_below, v_below;
+  Buffer<Two<double>> below;
 };
 
 // f becomes F + G and g becomes G of every entry.
 struct ForwardSweep {
   template <class T>
-  static LOUPE_INLINE void run(const Key<T>* keys, int64_t n, const LineTable& table, Two<T>* part, Int active, Int base) {
+  static LOUPE_INLINE void run(const Key<T>* keys, int64_t n, const LineTable& table, Two<T>* part) {
+    const double a = table.a + table.b, b = table.b;
+    const Two<double>* weights_below = table.below.data;
     Real below = keys[n - 1].value(), hinge_f{}, hinge_g{};
     for (int64_t k = n - 1; k >= 0; --k) {
       const Real x = keys[k].value(), drop = x - below;
       below = x;
-      hinge_f += drop * table.w_below.data[k];
-      hinge_g += drop * table.v_below.data[k];
-      const Real g = x * table.b + hinge_g;
-      scatter(part, (keys[k].offset() & active) + base, x * table.a + hinge_f + g, g);
+      hinge_f += drop * weights_below[k].f;
+      hinge_g += drop * weights_below[k].g;
+      scatter(part, keys[k].offset(), x * a + hinge_f, x * b + hinge_g);
     }
   }
 };
 
-// f, the gradient of F, and g, the gradient of G, become the gradient of the entry (in f).
+// f, the gradient of F + G, and g, that of G from its line's total, become the gradient of the entry (in f).
 struct BackwardSweep {
   template <class T>
-  static LOUPE_INLINE void run(const Key<T>* keys, int64_t n, const LineTable& table, Two<T>* part, Int active, Int base) {
+  static LOUPE_INLINE void run(const Key<T>* keys, int64_t n, const LineTable& table, Two<T>* part) {
+    const double a = table.a, b = table.b;
+    const double *w = table.w.data, *v = table.v.data, *w_below = table.w_below.data, *v_below = table.v_below.data;
     Real f_above{}, g_above{};
     for (int64_t k = 0; k < n; ++k) {
-      const Int at = (keys[k].offset() & active) + base;
+      const Int at = keys[k].offset();
       Real f, g;
       gather(part, at, f, g);
-      const Real grad = f * (table.a + table.w_below.data[k]) + g * (table.b + table.v_below.data[k]) -
-                        (f_above * table.w.data[k] + g_above * table.v.data[k]);
+      const Real grad = f * (a + w_below[k]) + g * (b + v_below[k]) - (f_above * w[k] + g_above * v[k]);
       f_above += f;
       g_above += g;
       scatter(part, at, grad, grad);
@@ -102,14 +107,37 @@ bool load_matrix(const In* from, int64_t ld, int64_t M, int64_t N, T* to) {
   return !wrong;
 }
 
-// Sorts kLanes rows at a time of [rows, n] and sweeps them; entry k of row i is part[i * padded(n) + k], and lanes without
-// a row use part[spare].
+// Where a lane's entries live: entry k at first + k * step; all entries of a lane without a line at `spare`.
+struct Places {
+  LOUPE_INLINE Places(int64_t line, int64_t lines, int64_t line_step, int64_t entry_step, int64_t spare) {
+    Int lane;
+    for (int l = 0; l < kLanes; ++l) lane[l] = l;
+    const Int active = lane < lines - line;
+    at = active ? (lane + line) * line_step : Int{} + spare;
+    step = active ? Int{} + entry_step : Int{};
+  }
+  LOUPE_INLINE Int next() {
+    const Int here = at;
+    at += step;
+    return here;
+  }
+  Int at, step;
+};
+
+template <class Sweep, class T>
+LOUPE_INLINE void sort_and_sweep(Key<T>* keys, int64_t n, const LineTable& table, Two<T>* part) {
+  for (int64_t k = n; k < sorted_size(n); ++k) keys[k] = Key<T>::last();
+  sort_lines(keys, n);
+  Sweep::run(keys, n, table, part);
+}
+
+// Sorts kLanes rows at a time of [rows, n] and sweeps them; entry k of row i is part[i * padded(n) + k].
 template <class Sweep, class T>
 void sweep_rows(const T* scores, int64_t rows, int64_t n, const LineTable& table, Key<T>* keys, Two<T>* part,
                 int64_t spare) {
-  const int64_t stride = padded(n), size = sorted_size(n);
-  const Int lane = [&] { Int x; for (int l = 0; l < kLanes; ++l) x[l] = l; return x; }();
+  const int64_t stride = padded(n);
   for (int64_t i = 0; i < rows; i += kLanes) {
+    Places places(i, rows, stride, 1, spare);
     for (int64_t k = 0; k < n; k += kLanes) {
       Vec<T> square[kLanes];
 #pragma GCC unroll 8
@@ -117,12 +145,9 @@ void sweep_rows(const T* scores, int64_t rows, int64_t n, const LineTable& table
       transpose<1, T>(square, kLaneSequence);
 #pragma GCC unroll 8
       for (int l = 0; l < kLanes; ++l)
-        if (k + l < n) keys[k + l] = Key<T>::make(__builtin_convertvector(square[l], Real), Int{} + (k + l));
+        if (k + l < n) keys[k + l] = Key<T>::make(__builtin_convertvector(square[l], Real), places.next());
     }
-    for (int64_t k = n; k < size; ++k) keys[k] = Key<T>::last();
-    sort_lines(keys, n);
-    const Int active = lane < rows - i;
-    Sweep::run(keys, n, table, part, active, active ? (lane + i) * stride : Int{} + spare);
+    sort_and_sweep<Sweep>(keys, n, table, part);
   }
 }
 
@@ -130,14 +155,11 @@ void sweep_rows(const T* scores, int64_t rows, int64_t n, const LineTable& table
 template <class Sweep, class T>
 void sweep_columns(const T* scores, int64_t n, int64_t columns, const LineTable& table, Key<T>* keys, Two<T>* part,
                    int64_t spare) {
-  const int64_t stride = padded(columns), size = sorted_size(n);
-  const Int lane = [&] { Int x; for (int l = 0; l < kLanes; ++l) x[l] = l; return x; }();
+  const int64_t stride = padded(columns);
   for (int64_t j = 0; j < columns; j += kLanes) {
-    for (int64_t k = 0; k < n; ++k) keys[k] = Key<T>::make(load_real(scores + k * stride + j), Int{} + k * stride);
-    for (int64_t k = n; k < size; ++k) keys[k] = Key<T>::last();
-    sort_lines(keys, n);
-    const Int active = lane < columns - j;
-    Sweep::run(keys, n, table, part, active, active ? lane + j : Int{} + spare);
+    Places places(j, columns, 1, stride, spare);
+    for (int64_t k = 0; k < n; ++k) keys[k] = Key<T>::make(load_real(scores + k * stride + j), places.next());
+    sort_and_sweep<Sweep>(keys, n, table, part);
   }
 }
 

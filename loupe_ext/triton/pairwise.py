@@ -1,7 +1,7 @@
 """Exact pair interactions in Triton: a program takes a few lines (rows or columns) of one problem.
 
-The line's scores are sorted, scans give F and G (python_ref/pairwise.py) at every sorted place, and each entry finds its
-place by binary search: no index has to travel through the sort, and every dtype takes the same way.
+The line's scores are sorted, scans give F and G (python_ref/pairwise.py) at every sorted place, and each entry finds
+its place by binary search: no index has to travel through the sort, and every dtype takes the same way.
 """
 
 import math
