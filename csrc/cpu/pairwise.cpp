@@ -96,7 +96,8 @@ bool load_matrix(const In* from, int64_t ld, int64_t M, int64_t N, T* to) {
   typedef std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t> Bits;
   constexpr Bits exponent = sizeof(T) == 8 ? Bits(0x7ff0000000000000) : Bits(0x7f800000);
   Bits wrong = 0;
-  for (int64_t i = 0; i < M; ++i, from += ld, to += padded(N))
+  for (int64_t i = 0; i < M; ++i, from += ld, to += padded(N)) {
+    for (int64_t j = N; j < padded(N); ++j) to[j] = 0;  // keys of lanes without a column must order like any other
     for (int64_t j = 0; j < N; ++j) {
       const T x = Storage<In>::widen(from[j]);
       to[j] = x;
@@ -104,6 +105,7 @@ bool load_matrix(const In* from, int64_t ld, int64_t M, int64_t N, T* to) {
       std::memcpy(&bits, &x, sizeof bits);
       wrong |= (bits & exponent) == exponent;
     }
+  }
   return !wrong;
 }
 
