@@ -90,23 +90,46 @@ struct BackwardSweep {
   }
 };
 
-// Copies a matrix into padded rows; the result says whether all of it is finite.
-template <class In, class T>
-bool load_matrix(const In* from, int64_t ld, int64_t M, int64_t N, T* to) {
-  typedef std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t> Bits;
-  constexpr Bits exponent = sizeof(T) == 8 ? Bits(0x7ff0000000000000) : Bits(0x7f800000);
-  Bits wrong = 0;
-  for (int64_t i = 0; i < M; ++i, from += ld, to += padded(N)) {
-    for (int64_t j = N; j < padded(N); ++j) to[j] = 0;  // keys of lanes without a column must order like any other
-    for (int64_t j = 0; j < N; ++j) {
-      const T x = Storage<In>::widen(from[j]);
-      to[j] = x;
-      Bits bits;
-      std::memcpy(&bits, &x, sizeof bits);
-      wrong |= (bits & exponent) == exponent;
-    }
+// A problem's rows are read and written by whole vectors wherever `room`, the entries left in the problem, allows: lanes
+// beyond the row's n are cleared when read, and written again by the next row when written.
+template <class T, class In>
+LOUPE_INLINE Vec<T> load_wide(const In* from, int64_t n, int64_t room) {
+  Vec<T> x{};
+  if constexpr (std::is_same_v<In, T>) {
+    if (room >= kLanes) x = load<Vec<T>>(from);
+    else std::memcpy(&x, from, n * sizeof(T));
+  } else {
+    for (int l = 0; l < (room >= kLanes ? kLanes : n); ++l) x[l] = Storage<In>::widen(from[l]);
   }
-  return !wrong;
+  return n >= kLanes ? x : first_lanes<T>(n) ? x : Vec<T>{};
+}
+
+template <class T, class In>
+LOUPE_INLINE void store_narrow(In* to, Vec<T> x, int64_t n, int64_t room) {
+  if constexpr (std::is_same_v<In, T>) {
+    if (room >= kLanes) store(to, x);
+    else std::memcpy(to, &x, std::min<int64_t>(n, kLanes) * sizeof(T));
+  } else {
+    for (int l = 0; l < (room >= kLanes ? kLanes : std::min<int64_t>(n, kLanes)); ++l) to[l] = Storage<In>::narrow(x[l]);
+  }
+}
+
+// Copies the first M rows and N columns of [rows, ld] into rows padded with 0 (lanes without a column must order like any
+// other); says whether all of it is finite.
+template <class In, class T>
+bool load_matrix(const In* from, int64_t rows, int64_t ld, int64_t M, int64_t N, T* to) {
+  typedef Vec<std::conditional_t<sizeof(T) == 8, int64_t, int32_t>> Bits;
+  constexpr auto exponent = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>(sizeof(T) == 8 ? 0x7ff0000000000000 : 0x7f800000);
+  Bits wrong{};
+  for (int64_t i = 0; i < M; ++i, from += ld, to += padded(N))
+    for (int64_t j = 0; j < N; j += kLanes) {
+      const Vec<T> x = load_wide<T>(from + j, N - j, (rows - i) * ld - j);
+      wrong |= ((Bits)x & exponent) == exponent;
+      store(to + j, x);
+    }
+  int64_t any = 0;
+  for (int l = 0; l < kLanes; ++l) any |= wrong[l];
+  return any == 0;
 }
 
 // Where a lane's entries live: entry k at first + k * step; all entries of a lane without a line at `spare`.
@@ -185,14 +208,6 @@ LOUPE_INLINE T row_total(const Two<T>* row, int64_t N) {
   return lane_sum<T>(sum);
 }
 
-template <class T, class In>
-LOUPE_INLINE void store_narrow(In* to, Vec<T> x, int64_t n) {
-  if constexpr (std::is_same_v<In, T>) {
-    if (n >= kLanes) return store(to, x);
-  }
-  for (int l = 0; l < std::min<int64_t>(n, kLanes); ++l) to[l] = Storage<In>::narrow(x[l]);
-}
-
 // One thread's scratch, and the work on up to `group` problems of equal size at once.
 template <class In>
 class Pairwise {
@@ -216,7 +231,8 @@ class Pairwise {
         const T along = row_total<T>(col, N);
         for (int64_t j = 0; j < N; j += kLanes) {
           const Vec<T> both = even<T>(load<Pairs<T>>(row + j) + load<Pairs<T>>(col + j));
-          store_narrow<T>(to + j, both - (load<Vec<T>>(total_ + j) + along), N - j);
+          const int64_t room = (call_.M - i) * call_.N - j;
+          store_narrow<T>(to + j, both - (load<Vec<T>>(total_ + j) + along), N - j, room);
         }
       }
       finish(g, first + g, M, N, out);
@@ -234,8 +250,9 @@ class Pairwise {
       for (int64_t i = 0; i < M; ++i, row += padded(N), col += padded(N))
         for (int64_t j = 0; j < N; j += kLanes) {
           const Pairs<T> x = load<Pairs<T>>(row + j), y = load<Pairs<T>>(col + j);
-          store_narrow<T>(grad_scores + at + i * call_.N + j, even<T>(grad_cols ? x : x + y), N - j);
-          if (grad_cols) store_narrow<T>(grad_cols + at + i * call_.N + j, even<T>(y), N - j);
+          const int64_t to = at + i * call_.N + j, room = (call_.M - i) * call_.N - j;
+          store_narrow<T>(grad_scores + to, even<T>(grad_cols ? x : x + y), N - j, room);
+          if (grad_cols) store_narrow<T>(grad_cols + to, even<T>(y), N - j, room);
         }
       finish(g, first + g, M, N, grad_scores);
       if (grad_cols) finish(g, first + g, M, N, grad_cols);
@@ -246,9 +263,9 @@ class Pairwise {
   void load_scores(int64_t first, int64_t count, int64_t M, int64_t N) {
     for (int64_t g = 0; g < count; ++g) {
       const int64_t from = (first + g) * call_.M * call_.N, to = g * M * padded(N);
-      finite_[g] = load_matrix(static_cast<const In*>(call_.scores) + from, call_.N, M, N, scores_ + to);
+      finite_[g] = load_matrix(static_cast<const In*>(call_.scores) + from, call_.M, call_.N, M, N, scores_ + to);
       if (call_.col_scores)
-        finite_[g] &= load_matrix(static_cast<const In*>(call_.col_scores) + from, call_.N, M, N, col_scores_ + to);
+        finite_[g] &= load_matrix(static_cast<const In*>(call_.col_scores) + from, call_.M, call_.N, M, N, col_scores_ + to);
       if (finite_[g]) continue;
       std::fill_n(scores_ + to, M * padded(N), T(0));  // its keys would lose their offsets; `finish` writes its result
       if (call_.col_scores) std::fill_n(col_scores_ + to, M * padded(N), T(0));
