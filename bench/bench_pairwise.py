@@ -9,6 +9,9 @@ from tests.samples import random_pairs
 
 SIZES = {"16x16": (2048, 16, 16), "16x32": (1024, 16, 32), "49x30": (1024, 49, 30), "64x64": (512, 64, 64)}
 DEVICES = ["cpu", *(["cuda", "triton"] if torch.cuda.is_available() else [])]
+SIDES = [(device, side) for device in DEVICES for side in ("reference", "loupe_ext")] + [
+    ("cpu", "loupe_ext, 2 threads")
+]
 
 
 def scores_of(size: str) -> torch.Tensor:
@@ -36,9 +39,8 @@ def threads():
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("side", ["reference", "loupe_ext", "loupe_ext, 2 threads"])
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("device", "side"), SIDES)
 def test_batch(benchmark, threads, device, size, side, direction):
     threads(2 if "2 threads" in side else 1)
     place = "cpu" if device == "cpu" else "cuda"

@@ -1,3 +1,4 @@
+import doctest
 import math
 import subprocess
 import sys
@@ -121,6 +122,9 @@ class TestValues:
         assert torch.equal(got[:3, :2], pairwise_interactions(s[:3, :2]))
         assert got[3:].abs().sum() == 0
         assert got[:, 2:].abs().sum() == 0
+
+    def test_the_docstrings_example(self):
+        assert doctest.testmod(sys.modules["loupe_ext.ops.pairwise"]) == (0, 2)
 
     def test_int32_lengths(self):
         s = random_pairs(2, 5, 4)
