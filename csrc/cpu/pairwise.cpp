@@ -71,7 +71,7 @@ struct ForwardSweep {
   }
 };
 
-// f, the gradient of F + G, and g, that of G from its line's total, become the gradient of the entry (in f).
+// f and g, what reaches F and G of every entry, become the gradient of its score (in f).
 struct BackwardSweep {
   template <class T>
   static LOUPE_INLINE void run(const Key<T>* keys, int64_t n, const LineTable& table, Two<T>* part) {
@@ -118,16 +118,16 @@ LOUPE_INLINE void store_narrow(In* to, Vec<T> x, int64_t n, int64_t room) {
 // other); says whether all of it is finite.
 template <class In, class T>
 bool load_matrix(const In* from, int64_t rows, int64_t ld, int64_t M, int64_t N, T* to) {
-  typedef Vec<std::conditional_t<sizeof(T) == 8, int64_t, int32_t>> Bits;
-  constexpr auto exponent = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>(sizeof(T) == 8 ? 0x7ff0000000000000 : 0x7f800000);
-  Bits wrong{};
+  typedef std::conditional_t<sizeof(T) == 8, int64_t, int32_t> Bits;
+  constexpr Bits exponent = sizeof(T) == 8 ? Bits(0x7ff0000000000000) : Bits(0x7f800000);
+  Vec<Bits> wrong{};
   for (int64_t i = 0; i < M; ++i, from += ld, to += padded(N))
     for (int64_t j = 0; j < N; j += kLanes) {
       const Vec<T> x = load_wide<T>(from + j, N - j, (rows - i) * ld - j);
-      wrong |= ((Bits)x & exponent) == exponent;
+      wrong |= ((Vec<Bits>)x & exponent) == exponent;
       store(to + j, x);
     }
-  int64_t any = 0;
+  Bits any = 0;
   for (int l = 0; l < kLanes; ++l) any |= wrong[l];
   return any == 0;
 }
@@ -188,7 +188,7 @@ void sweep_columns(const T* scores, int64_t n, int64_t columns, const LineTable&
   }
 }
 
-// Totals over rows [N] and over columns [M] of padded numbers: `total` gets one sum a column, along(i) is one row's.
+// The sum of g over every column.
 template <class T>
 void column_totals(const Two<T>* part, int64_t M, int64_t N, T* total) {
   for (int64_t j = 0; j < N; j += kLanes) {
@@ -198,6 +198,7 @@ void column_totals(const Two<T>* part, int64_t M, int64_t N, T* total) {
   }
 }
 
+// The sum of g over one row.
 template <class T>
 LOUPE_INLINE T row_total(const Two<T>* row, int64_t N) {
   Vec<T> sum{};
@@ -217,7 +218,7 @@ class Pairwise {
   Pairwise(const PairwiseCall& call, int64_t group)
       : call_(call), size_(call.M * padded(call.N)), scores_(group * size_), col_scores_(call.col_scores ? group * size_ : 0),
         rows_(group * size_ + kLanes), cols_(group * size_ + kLanes), keys_(sorted_size(std::max(call.M, call.N))),
-        total_(padded(call.N)), row_table_(call.N), col_table_(call.M), finite_(new bool[group]) {}
+        total_(padded(call.N)), row_table_(call.N), col_table_(call.M), finite_(group) {}
 
   void forward(int64_t first, int64_t count, int64_t M, int64_t N, In* out) {
     load_scores(first, count, M, N);
@@ -272,7 +273,8 @@ class Pairwise {
     }
   }
 
-  // f = the gradient of F + G of the entry, g = that of G of the entry, whose negated sum over the lines it is part of.
+  // f, what reaches F, is the entry's gradient; g, what reaches G, is that minus its total over the lines, each of which
+  // subtracts the others' G.
   void load_grad(const In* grad, int64_t g, int64_t M, int64_t N) {
     Two<T>* row = rows_ + g * M * padded(N);
     Two<T>* col = cols_ + g * M * padded(N);
@@ -318,13 +320,14 @@ class Pairwise {
   Buffer<Key<T>> keys_;
   Buffer<T> total_;
   LineTable row_table_, col_table_;
-  std::unique_ptr<bool[]> finite_;
+  Buffer<bool> finite_;
 };
 
 // Calls work(scratch, first, count, M, N) for runs of equal problems.
 template <class In, class Work>
 void for_each_group(const PairwiseCall& call, int threads, const Work& work) {
-  constexpr int64_t kGroup = 1024, kChunk = 8192;  // entries whose scratch stays in the first-level cache; that pay for a thread
+  constexpr int64_t kGroup = 1024;  // entries whose scratch stays in the first-level cache
+  constexpr int64_t kChunk = 8192;  // entries that pay for a thread
   const int64_t area = std::max<int64_t>(call.M * call.N, 1);
   const int64_t group = std::max<int64_t>(kGroup / area, 1), chunk = std::max<int64_t>(kChunk / area, 1);
   const auto rows = [&](int64_t b) { return call.region_lengths ? call.region_lengths[b] : call.M; };
@@ -333,7 +336,9 @@ void for_each_group(const PairwiseCall& call, int threads, const Work& work) {
     return [&, scratch = std::make_unique<Pairwise<In>>(call, std::min(group, call.B))](int64_t begin, int64_t end) {
       while (begin < end) {
         int64_t count = 1;
-        while (count < group && begin + count < end && rows(begin + count) == rows(begin) && cols(begin + count) == cols(begin)) ++count;
+        while (count < group && begin + count < end && rows(begin + count) == rows(begin) &&
+               cols(begin + count) == cols(begin))
+          ++count;
         work(*scratch, begin, count, rows(begin), cols(begin));
         begin += count;
       }
