@@ -15,6 +15,7 @@ from python_ref import brute
 from python_ref import pairwise as reference
 from tests.backends import BACKENDS, SLOW, TOLERANCE, assert_close, every_backend, pairwise, selected
 from tests.samples import Pairs, pairs_problems, random_pairs
+from tests.triton_ahead import compiled
 
 VECTORS = np.load("tests/data/interactions.npz")
 INDICES = {"shapley": ("shapley", 0.5), "banzhaf0.5": ("banzhaf", 0.5), "banzhaf0.3": ("banzhaf", 0.3)}
@@ -99,7 +100,6 @@ class TestValues:
             for got, want in zip(pairwise(backend, problem, grad), expected(problem, grad), strict=True):
                 assert_close(got, want, TOLERANCE[dtype])
 
-    @pytest.mark.skipif("emulated-cuda" not in BACKENDS, reason="the emulated lane is not part of the interpreted one")
     @pytest.mark.parametrize("shape", [(1, 30, 49), (1, 64, 64), (2, 70, 6), (1, 5, 200)])
     def test_emulated_cuda_does_not_depend_on_thread_order_or_on_where_its_tile_is(self, shape):
         from tests import emulation
@@ -130,6 +130,20 @@ class TestValues:
         s = random_pairs(2, 5, 4)
         got = pairwise_interactions(s, region_lengths=torch.tensor([2, 5], dtype=torch.int32))
         assert torch.equal(got, pairwise_interactions(s, region_lengths=torch.tensor([2, 5])))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
+def test_just_in_time_kernels_compile_for_a_gpu(dtype):
+    kernels = pytest.importorskip("loupe_ext.triton.pairwise")
+    s = random_pairs(2, 20, 60).to(dtype)
+    for p in (None, 0.3):
+        built = [
+            *compiled(kernels, "_lines_kernel", lambda p=p: kernels.forward(s, None, None, None, p)),
+            *compiled(kernels, "_lines_kernel", lambda p=p: kernels.backward(s, s, None, None, None, p)),
+        ]
+        assert len(built) == 4
+        assert all(x.asm["cubin"] for x in built)
+        assert all((str(math.log1p(-0.3)) in x.asm["ttir"]) == (p is not None) for x in built)
 
 
 class TestBits:
@@ -386,8 +400,7 @@ class TestBadInput:
         with pytest.raises(RuntimeError, match="backend: 'triton' needs the triton package"):
             pairwise_interactions(self.s, backend="triton")
 
-    @pytest.mark.skipif("emulated-cuda" not in BACKENDS, reason="the emulated lane is not part of the interpreted one")
-    def test_lengths_out_of_range_on_a_gpu_are_nan(self):
+    def test_lengths_out_of_range_on_an_emulated_gpu_are_nan(self):
         got = pairwise("emulated-cuda", Pairs("", self.s, None, torch.tensor([3, 4])), upstream(self.s))
         for x in got:
             assert x[0].isfinite().all()

@@ -13,8 +13,9 @@ from torch import Tensor
 
 
 @triton.jit
-def _line_law(M, N, k, t, log_q, p, SHAPLEY: tl.constexpr):
+def _line_law(M, N, k, t, LOG_Q: tl.constexpr, PROB: tl.constexpr):
     """a, b and, at the places k of a sorted line, w, v, w_below, v_below (float64, halved); M lines of N entries."""
+    SHAPLEY: tl.constexpr = PROB is None
     m, n, r = tl.maximum(M, 1).to(tl.float64), tl.maximum(N, 1).to(tl.float64), k.to(tl.float64)
     others = tl.maximum(m - 1, 1.0)
     if SHAPLEY:
@@ -22,9 +23,9 @@ def _line_law(M, N, k, t, log_q, p, SHAPLEY: tl.constexpr):
         last = 1.0 / (m + n - 1)
         empty = 1.0
     else:
-        term = tl.exp(t.to(tl.float64) * log_q)
-        last = tl.exp((m - 1) * log_q)
-        empty = tl.exp((n - 1) * log_q)
+        term = tl.exp(t.to(tl.float64) * LOG_Q)
+        last = tl.exp((m - 1) * LOG_Q)
+        empty = tl.exp((n - 1) * LOG_Q)
     in_mean = tl.sum(tl.where(t < M, term, 0.0)) / m
     lone = tl.where(M > 1, tl.sum(tl.where(t < M, term - last, 0.0)) / (m * others), 0.0)
     real = (k >= 1) & (k < N)
@@ -33,8 +34,8 @@ def _line_law(M, N, k, t, log_q, p, SHAPLEY: tl.constexpr):
         w = 1.0 / (r * (m + r))
         v = tl.where(M > 1, 1.0 / (r * tl.maximum(m + r - 1, 1.0) * (m + r)), 0.0)
     else:
-        w = p * tl.exp((r - 1) * log_q) * in_mean
-        v = p * tl.exp((r - 1) * log_q) * lone
+        w = PROB * tl.exp((r - 1) * LOG_Q) * in_mean
+        v = PROB * tl.exp((r - 1) * LOG_Q) * lone
     w = tl.where(real, w, 0.0) / 2
     v = tl.where(real, v, 0.0) / 2
     w_below = tl.cumsum(w, 0, reverse=True) - w
@@ -47,9 +48,8 @@ def _find(keys, wanted, ROWS: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr
     """The first place of every `wanted` in its descending row of `keys` [ROWS, P]."""
     place = tl.zeros([ROWS, P], dtype=tl.int32)
     for level in tl.static_range(LOG_P):
-        step: tl.constexpr = P >> (level + 1)
-        probe = tl.gather(keys, place + (step - 1), 1)
-        place = tl.where(probe > wanted, place + step, place)
+        probe = tl.gather(keys, place + ((P >> (level + 1)) - 1), 1)
+        place = tl.where(probe > wanted, place + (P >> (level + 1)), place)
     return place
 
 
@@ -67,9 +67,8 @@ def _lines_kernel(
     entries,
     line_step,
     entry_step,
-    log_q,
-    p,
-    SHAPLEY: tl.constexpr,
+    LOG_Q: tl.constexpr,  # a plain float argument would arrive in float32
+    PROB: tl.constexpr,
     BACKWARD: tl.constexpr,
     DOUBLE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -83,7 +82,7 @@ def _lines_kernel(
     N = tl.load(entry_lengths + b).to(tl.int32)
     line = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     k = tl.arange(0, P)
-    a, bb, w, v, w_below, v_below = _line_law(M, N, k, tl.arange(0, LINES_P), log_q, p, SHAPLEY)
+    a, bb, w, v, w_below, v_below = _line_law(M, N, k, tl.arange(0, LINES_P), LOG_Q, PROB)
     w, v, w_below, v_below = w.to(compute), v.to(compute), w_below.to(compute), v_below.to(compute)
     a, bb = a.to(compute), bb.to(compute)
 
@@ -166,9 +165,8 @@ class _Problem:
             lines,
             entries,
             *steps,
-            0.0 if self.p is None else math.log1p(-self.p),
-            0.0 if self.p is None else self.p,
-            SHAPLEY=self.p is None,
+            LOG_Q=None if self.p is None else math.log1p(-self.p),
+            PROB=self.p,
             BACKWARD=grad is not None,
             DOUBLE=self.compute == torch.float64,
             ROWS=rows,
