@@ -1,7 +1,7 @@
 """Random coalitions and permutations, drawn by counter, one Python integer at a time: what every kernel must give bit for bit.
 
 Sample k of problem b under a seed reads the words of Philox4x32-10 with key = seed and counter = (draw, k', b low, b high),
-where k' is k or, antithetic, k / 2; an odd antithetic sample is the even one turned over: the complement of a coalition
+where k' is k or, antithetic, k / 2 (permutations set the highest bit of b: a stream of their own); an odd antithetic sample is the even one turned over: the complement of a coalition
 (Bernoulli: of its random words), the reverse of a permutation. Laws (n players):
 
     uniform       size = floor(word (n + 1) / 2^32), then a uniform subset of that size
@@ -27,10 +27,10 @@ def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[in
     return c0, c1, c2, c3
 
 
-def words(seed: int, problem: int, sample: int, inverted: bool = False) -> Iterator[int]:
+def words(seed: int, problem: int, sample: int, inverted: bool = False, stream: int = 0) -> Iterator[int]:
     draw = 0
     while True:
-        for word in philox((draw, sample, problem & WORD, problem >> 32), (seed & WORD, seed >> 32)):
+        for word in philox((draw, sample, problem & WORD, problem >> 32 | stream << 31), (seed & WORD, seed >> 32)):
             yield word ^ WORD if inverted else word
         draw += 1
 
@@ -84,7 +84,7 @@ def bernoulli(draws: Iterator[int], players: int, threshold: int) -> set[int]:
 
 def permutation(players: int, sample: int, problem: int = 0, seed: int = 0, antithetic: bool = True) -> list[int]:
     counter, turned = (sample // 2, sample % 2 == 1) if antithetic else (sample, False)
-    draws = words(seed, problem, counter)
+    draws = words(seed, problem, counter, stream=1)
     order = list(range(players))
     for j in range(players - 1, 0, -1):
         i = below(draws, j + 1)

@@ -5,58 +5,90 @@
 
 namespace loupe {
 
-enum class CoalitionLaw : int { uniform, stratified, bernoulli };
-
-// One call. Sample k of problem b is that of the pair k / 2 (with `antithetic`), turned over when k is odd.
-struct CoalitionCall {
+// One call: sample `first_sample + k` of problem `first_problem + b` for k < samples, b < problems.
+struct SampleCall {
   int64_t problems, samples, first_problem, first_sample;
   uint64_t seed;
   int players;
-  int words;  // 64-bit words a coalition
   bool antithetic;
-  CoalitionLaw law;
-  uint32_t threshold;  // bernoulli: p as a fraction of 2^32
+  // Coalitions only. threshold > 0: every player with probability threshold / 2^32; 0: a uniform subset, of a size that is
+  // uniform too or, stratified, goes round.
+  bool stratified;
+  uint32_t threshold;
+
+  LOUPE_HD int words() const { return (players + 63) / 64; }  // of 64 bits, a coalition
 };
 
-// A coalition under construction: bit i % 64 of word i / 64, the words `step` apart.
-struct Bits {
+// Bit i % 64 of word i / 64 is player i; the words are `step` apart.
+struct Coalition {
   uint64_t* words;
   int64_t step;
+
   LOUPE_HD bool has(uint32_t i) const { return words[(i / 64) * step] >> (i % 64) & 1; }
   LOUPE_HD void add(uint32_t i) const { words[(i / 64) * step] |= uint64_t(1) << (i % 64); }
 };
 
-// The players of word w: all ones but beyond the last player.
-LOUPE_HD inline uint64_t full_word(int players, int w) {
-  const int left = players - 64 * w;
+LOUPE_HD inline uint64_t everyone(int players, int word) {
+  const int left = players - 64 * word;
   return left >= 64 ? ~uint64_t(0) : (uint64_t(1) << left) - 1;
 }
 
-// A uniform subset of the given size: Floyd's algorithm, on the complement when that is smaller.
-LOUPE_HD inline void uniform_subset(Draws& draws, int players, int words, int size, const Bits& bits) {
-  const bool complement = 2 * size > players;
-  const int drawn = complement ? players - size : size;
-  for (int w = 0; w < words; ++w) bits.words[w * bits.step] = 0;
-  for (int j = players - drawn; j < players; ++j) {
-    const uint32_t i = draws.below(uint32_t(j) + 1);
-    bits.add(bits.has(i) ? uint32_t(j) : i);
+LOUPE_HD inline void draw_uniform(const SampleCall& call, uint64_t problem, uint32_t counter, bool turned, const Coalition& to) {
+  const uint32_t n = uint32_t(call.players);
+  Draws draws(call.seed, problem, counter);
+  const uint32_t size = call.stratified
+                            ? uint32_t((uint64_t(Draws(call.seed, problem, ~0u).below(n + 1)) + counter) % (n + 1))
+                            : draws.below(n + 1);
+  const bool outside = 2 * size > n;  // Floyd's algorithm draws whichever is smaller, the members or the others
+  const uint32_t drawn = outside ? n - size : size;
+  for (int w = 0; w < call.words(); ++w) to.words[w * to.step] = 0;
+  for (uint32_t j = n - drawn; j < n; ++j) {
+    const uint32_t i = draws.below(j + 1);
+    to.add(to.has(i) ? j : i);
   }
-  if (complement)
-    for (int w = 0; w < words; ++w) bits.words[w * bits.step] ^= full_word(players, w);
+  if (outside != turned)
+    for (int w = 0; w < call.words(); ++w) to.words[w * to.step] ^= everyone(call.players, w);
 }
 
-// Every player with probability threshold / 2^32: 64 players at once compare a random fraction with it, binary digit by
-// digit from the last that is set.
-LOUPE_HD inline void bernoulli_subset(Draws& draws, int players, int words, uint32_t threshold, const Bits& bits) {
+// 64 players at once compare a random fraction with the threshold, binary digit by digit from the last that is set.
+LOUPE_HD inline void draw_bernoulli(const SampleCall& call, uint64_t problem, uint32_t counter, bool turned, const Coalition& to) {
+  Draws draws(call.seed, problem, counter, turned);
   int lowest = 0;
-  while (lowest < 31 && !(threshold >> lowest & 1)) ++lowest;
-  for (int w = 0; w < words; ++w) {
-    uint64_t in = 0;
+  while (!(call.threshold >> lowest & 1)) ++lowest;
+  for (int w = 0; w < call.words(); ++w) {
+    uint64_t inside = 0;
     for (int digit = lowest; digit < 32; ++digit) {
       const uint64_t low = draws.word(), random = low | uint64_t(draws.word()) << 32;
-      in = threshold >> digit & 1 ? in | random : in & random;
+      inside = call.threshold >> digit & 1 ? inside | random : inside & random;
     }
-    bits.words[w * bits.step] = in & full_word(players, w);
+    to.words[w * to.step] = inside & everyone(call.players, w);
+  }
+}
+
+LOUPE_HD inline void draw_coalition(const SampleCall& call, int64_t b, int64_t k, const Coalition& to) {
+  const uint64_t sample = uint64_t(call.first_sample + k), problem = uint64_t(call.first_problem + b);
+  const bool turned = call.antithetic && sample % 2 == 1;
+  const uint32_t counter = uint32_t(call.antithetic ? sample / 2 : sample);
+  if (call.threshold)
+    draw_bernoulli(call, problem, counter, turned, to);
+  else
+    draw_uniform(call, problem, counter, turned, to);
+}
+
+// Fisher and Yates' shuffle of order[j * step].
+template <class Player>
+LOUPE_HD void draw_permutation(const SampleCall& call, int64_t b, int64_t k, Player* order, int64_t step) {
+  const uint64_t sample = uint64_t(call.first_sample + k), problem = uint64_t(call.first_problem + b);
+  const int n = call.players;
+  Draws draws(call.seed, problem, uint32_t(call.antithetic ? sample / 2 : sample), false, 1);
+  const bool turned = call.antithetic && sample % 2 == 1;
+  const auto at = [&](int j) -> Player& { return order[(turned ? n - 1 - j : j) * step]; };
+  for (int j = 0; j < n; ++j) at(j) = Player(j);
+  for (int j = n - 1; j > 0; --j) {
+    const int i = int(draws.below(uint32_t(j) + 1));
+    const Player moved = at(i);
+    at(i) = at(j);
+    at(j) = moved;
   }
 }
 

@@ -31,11 +31,15 @@ struct Philox {
   }
 };
 
-// The words of one sample of one problem, in order: counter (draw, sample, problem), four words a draw.
+// The words of one sample of one problem (below 2^63), in order: counter (draw, sample, problem), four words a draw. The
+// two streams, 0 and 1, share none.
 class Draws {
  public:
-  LOUPE_HD Draws(uint64_t seed, uint64_t problem, uint32_t sample, bool inverted)
-      : philox_{{uint32_t(seed), uint32_t(seed >> 32)}}, problem_(problem), sample_(sample), invert_(inverted ? ~0u : 0u) {}
+  LOUPE_HD Draws(uint64_t seed, uint64_t problem, uint32_t sample, bool inverted = false, int stream = 0)
+      : philox_{{uint32_t(seed), uint32_t(seed >> 32)}},
+        problem_(problem | uint64_t(stream) << 63),
+        sample_(sample),
+        invert_(inverted ? ~0u : 0u) {}
 
   LOUPE_HD uint32_t word() {
     if (taken_ == 4) {
