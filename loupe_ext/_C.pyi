@@ -28,3 +28,22 @@ def pairwise_cuda(call: PairwiseCall, out: int, scratch: int, stream: int) -> No
 def pairwise_backward_cuda(
     call: PairwiseCall, grad: int, grad_scores: int, grad_col_scores: int, scratch: int, stream: int
 ) -> None: ...
+
+class SampleCall:
+    def __init__(
+        self,
+        problems: int,
+        samples: int,
+        first_problem: int,
+        first_sample: int,
+        seed: int,
+        players: int,
+        antithetic: bool,
+        stratified: bool,
+        threshold: int,
+    ) -> None: ...
+
+def sample_coalitions_cpu(call: SampleCall, out: int, threads: int) -> None: ...
+def sample_permutations_cpu(call: SampleCall, out: int, threads: int) -> None: ...
+def sample_coalitions_cuda(call: SampleCall, out: int, stream: int) -> None: ...
+def sample_permutations_cuda(call: SampleCall, out: int, stream: int) -> None: ...

@@ -16,43 +16,55 @@ struct SampleCall {
   bool stratified;
   uint32_t threshold;
 
-  LOUPE_HD int words() const { return (players + 63) / 64; }  // of 64 bits, a coalition
+  LOUPE_INLINE_HD int words() const { return (players + 63) / 64; }  // of 64 bits, a coalition
 };
 
-// Bit i % 64 of word i / 64 is player i; the words are `step` apart.
-struct Coalition {
-  uint64_t* words;
-  int64_t step;
-
-  LOUPE_HD bool has(uint32_t i) const { return words[(i / 64) * step] >> (i % 64) & 1; }
-  LOUPE_HD void add(uint32_t i) const { words[(i / 64) * step] |= uint64_t(1) << (i % 64); }
-};
-
-LOUPE_HD inline uint64_t everyone(int players, int word) {
+LOUPE_INLINE_HD uint64_t everyone(int players, int word) {
   const int left = players - 64 * word;
   return left >= 64 ? ~uint64_t(0) : (uint64_t(1) << left) - 1;
 }
 
-LOUPE_HD inline void draw_uniform(const SampleCall& call, uint64_t problem, uint32_t counter, bool turned, const Coalition& to) {
+// A coalition under construction: bit i % 64 of word i / 64 is player i. In memory, the words `step` apart ..
+struct Coalition {
+  uint64_t* words;
+  int64_t step;
+
+  LOUPE_INLINE_HD uint64_t& word(int w) const { return words[w * step]; }
+  LOUPE_INLINE_HD bool has(uint32_t i) const { return word(int(i / 64)) >> (i % 64) & 1; }
+  LOUPE_INLINE_HD void add(uint32_t i) const { word(int(i / 64)) |= uint64_t(1) << (i % 64); }
+};
+
+// .. or, of up to 64 players, in a register.
+struct SmallCoalition {
+  uint64_t bits = 0;
+
+  LOUPE_INLINE_HD uint64_t& word(int) { return bits; }
+  LOUPE_INLINE_HD bool has(uint32_t i) const { return bits >> i & 1; }
+  LOUPE_INLINE_HD void add(uint32_t i) { bits |= uint64_t(1) << i; }
+};
+
+template <int block, class Set>
+LOUPE_INLINE_HD void draw_uniform(const SampleCall& call, uint64_t problem, uint32_t counter, bool turned, Set& to) {
   const uint32_t n = uint32_t(call.players);
-  Draws draws(call.seed, problem, counter);
+  Draws<block> draws(call.seed, problem, counter);
   const uint32_t size = call.stratified
-                            ? uint32_t((uint64_t(Draws(call.seed, problem, ~0u).below(n + 1)) + counter) % (n + 1))
+                            ? uint32_t((uint64_t(Draws<1>(call.seed, problem, ~0u).below(n + 1)) + counter) % (n + 1))
                             : draws.below(n + 1);
-  const bool outside = 2 * size > n;  // Floyd's algorithm draws whichever is smaller, the members or the others
+  const bool outside = 2 * size > n;  // Floyd's algorithm draws whichever is fewer, the members or the others
   const uint32_t drawn = outside ? n - size : size;
-  for (int w = 0; w < call.words(); ++w) to.words[w * to.step] = 0;
+  for (int w = 0; w < call.words(); ++w) to.word(w) = 0;
   for (uint32_t j = n - drawn; j < n; ++j) {
     const uint32_t i = draws.below(j + 1);
     to.add(to.has(i) ? j : i);
   }
   if (outside != turned)
-    for (int w = 0; w < call.words(); ++w) to.words[w * to.step] ^= everyone(call.players, w);
+    for (int w = 0; w < call.words(); ++w) to.word(w) ^= everyone(call.players, w);
 }
 
 // 64 players at once compare a random fraction with the threshold, binary digit by digit from the last that is set.
-LOUPE_HD inline void draw_bernoulli(const SampleCall& call, uint64_t problem, uint32_t counter, bool turned, const Coalition& to) {
-  Draws draws(call.seed, problem, counter, turned);
+template <int block, class Set>
+LOUPE_INLINE_HD void draw_bernoulli(const SampleCall& call, uint64_t problem, uint32_t counter, bool turned, Set& to) {
+  Draws<block> draws(call.seed, problem, counter, turned);
   int lowest = 0;
   while (!(call.threshold >> lowest & 1)) ++lowest;
   for (int w = 0; w < call.words(); ++w) {
@@ -61,26 +73,27 @@ LOUPE_HD inline void draw_bernoulli(const SampleCall& call, uint64_t problem, ui
       const uint64_t low = draws.word(), random = low | uint64_t(draws.word()) << 32;
       inside = call.threshold >> digit & 1 ? inside | random : inside & random;
     }
-    to.words[w * to.step] = inside & everyone(call.players, w);
+    to.word(w) = inside & everyone(call.players, w);
   }
 }
 
-LOUPE_HD inline void draw_coalition(const SampleCall& call, int64_t b, int64_t k, const Coalition& to) {
+template <int block, class Set>
+LOUPE_INLINE_HD void draw_coalition(const SampleCall& call, int64_t b, int64_t k, Set& to) {
   const uint64_t sample = uint64_t(call.first_sample + k), problem = uint64_t(call.first_problem + b);
   const bool turned = call.antithetic && sample % 2 == 1;
   const uint32_t counter = uint32_t(call.antithetic ? sample / 2 : sample);
   if (call.threshold)
-    draw_bernoulli(call, problem, counter, turned, to);
+    draw_bernoulli<block>(call, problem, counter, turned, to);
   else
-    draw_uniform(call, problem, counter, turned, to);
+    draw_uniform<block>(call, problem, counter, turned, to);
 }
 
 // Fisher and Yates' shuffle of order[j * step].
-template <class Player>
-LOUPE_HD void draw_permutation(const SampleCall& call, int64_t b, int64_t k, Player* order, int64_t step) {
+template <int block, class Player>
+LOUPE_INLINE_HD void draw_permutation(const SampleCall& call, int64_t b, int64_t k, Player* order, int64_t step) {
   const uint64_t sample = uint64_t(call.first_sample + k), problem = uint64_t(call.first_problem + b);
   const int n = call.players;
-  Draws draws(call.seed, problem, uint32_t(call.antithetic ? sample / 2 : sample), false, 1);
+  Draws<block> draws(call.seed, problem, uint32_t(call.antithetic ? sample / 2 : sample), false, 1);
   const bool turned = call.antithetic && sample % 2 == 1;
   const auto at = [&](int j) -> Player& { return order[(turned ? n - 1 - j : j) * step]; };
   for (int j = 0; j < n; ++j) at(j) = Player(j);

@@ -26,13 +26,16 @@ __device__ void draw_and_write(const SampleCall& call, int size, Value* memory, 
 __global__ void coalitions_kernel(SampleCall call, uint64_t* out) {
   LOUPE_DYNAMIC_SHARED(shared);
   draw_and_write(call, call.words(), reinterpret_cast<uint64_t*>(shared), out,
-                 [&](int64_t b, int64_t k, uint64_t* words, int step) { draw_coalition(call, b, k, {words, step}); });
+                 [&](int64_t b, int64_t k, uint64_t* words, int step) {
+                   Coalition set{words, step};
+                   draw_coalition<1>(call, b, k, set);
+                 });
 }
 
 __global__ void permutations_kernel(SampleCall call, int32_t* out) {
   LOUPE_DYNAMIC_SHARED(shared);
   draw_and_write(call, call.players, reinterpret_cast<uint16_t*>(shared), out,
-                 [&](int64_t b, int64_t k, uint16_t* order, int step) { draw_permutation(call, b, k, order, step); });
+                 [&](int64_t b, int64_t k, uint16_t* order, int step) { draw_permutation<1>(call, b, k, order, step); });
 }
 
 unsigned blocks_for(const SampleCall& call, int threads) {

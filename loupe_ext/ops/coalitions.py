@@ -1,11 +1,14 @@
 """Random coalitions and permutations of players, drawn by counter: the same bits everywhere."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from loupe_ext import _C
 from loupe_ext.ops._checks import check_index
 from loupe_ext.ops._native import address, current_stream, resolve_backend
+from loupe_ext.ops._register import register
 
 MAX_PLAYERS = 1024
 
@@ -60,11 +63,20 @@ def sample_coalitions(
     if stratified and probability is not None:
         raise ValueError("stratified: expected index='shapley', whose sizes are uniform, got index='banzhaf'")
     threshold = 0 if probability is None else min(max(round(probability * 2**32), 1), 2**32 - 1)
-    call, shape = _call(
-        num_players, num_samples, num_problems, first_problem, first_sample, seed, antithetic, stratified, threshold
+    return _sample(
+        "coalitions",
+        num_players,
+        num_samples,
+        num_problems,
+        first_problem,
+        first_sample,
+        seed,
+        antithetic,
+        device,
+        backend,
+        stratified,
+        threshold,
     )
-    words = (num_players + 63) // 64
-    return _draw("coalitions", call, (*shape, words), torch.int64, device, backend)
 
 
 def sample_permutations(
@@ -90,8 +102,18 @@ def sample_permutations(
         TypeError, ValueError: an argument has the wrong type, or is out of its range.
         RuntimeError: the backend is absent or cannot run on the device.
     """
-    call, shape = _call(num_players, num_samples, num_problems, first_problem, first_sample, seed, antithetic, False, 0)
-    return _draw("permutations", call, (*shape, num_players), torch.int32, device, backend)
+    return _sample(
+        "permutations",
+        num_players,
+        num_samples,
+        num_problems,
+        first_problem,
+        first_sample,
+        seed,
+        antithetic,
+        device,
+        backend,
+    )
 
 
 def unpack_coalitions(coalitions: Tensor, num_players: int) -> Tensor:
@@ -131,7 +153,8 @@ def _check_int(name: str, value: object, least: int, most: int) -> int:
     return value
 
 
-def _call(
+def _sample(
+    what: str,
     num_players: int,
     num_samples: int,
     num_problems: int | None,
@@ -139,34 +162,55 @@ def _call(
     first_sample: int,
     seed: int,
     antithetic: bool,
-    stratified: bool,
-    threshold: int,
-) -> tuple[_C.SampleCall, tuple[int, ...]]:
-    players = _check_int("num_players", num_players, 0, MAX_PLAYERS)
+    device: torch.device | str,
+    backend: str,
+    stratified: bool = False,
+    threshold: int = 0,
+) -> Tensor:
+    _check_int("num_players", num_players, 0, MAX_PLAYERS)
     problems = 1 if num_problems is None else _check_int("num_problems", num_problems, 0, 2**31)
     last = 2**32 - 2  # one counter is kept for the starts of stratified sizes
-    samples = _check_int("num_samples", num_samples, 0, last)
-    first_problem = _check_int("first_problem", first_problem, 0, 2**62)
-    first_sample = _check_int("first_sample", first_sample, 0, last - samples)
-    seed = _check_int("seed", seed, 0, 2**64 - 1)
-    call = _C.SampleCall(
-        problems, samples, first_problem, first_sample, seed, players, bool(antithetic), bool(stratified), threshold
-    )
-    return call, (samples,) if num_problems is None else (problems, samples)
-
-
-def _draw(
-    what: str, call: _C.SampleCall, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str, backend: str
-) -> Tensor:
+    _check_int("num_samples", num_samples, 0, last)
+    _check_int("first_problem", first_problem, 0, 2**62)
+    _check_int("first_sample", first_sample, 0, last - num_samples)
+    _check_int("seed", seed, 0, 2**64 - 1)
     device = torch.device(device)
+    resolve_backend(backend, device)
+    signed = seed - 2**64 if seed >= 2**63 else seed  # an op's integers are signed
+    numbers = (problems, num_samples, first_problem, first_sample, signed, num_players)
+    out = _draw(what, *numbers, bool(antithetic), bool(stratified), threshold, device, backend)
+    return out.squeeze(0) if num_problems is None else out
+
+
+def _empty(what: str, problems: int, samples: int, players: int, device: torch.device) -> Tensor:
+    if what == "coalitions":
+        return torch.empty(problems, samples, (players + 63) // 64, dtype=torch.int64, device=device)
+    return torch.empty(problems, samples, players, dtype=torch.int32, device=device)
+
+
+def _implementation(
+    what: str,
+    problems: int,
+    samples: int,
+    first_problem: int,
+    first_sample: int,
+    seed: int,
+    players: int,
+    antithetic: bool,
+    stratified: bool,
+    threshold: int,
+    device: torch.device,
+    backend: str,
+) -> Tensor:
     chosen = resolve_backend(backend, device)
+    numbers = (problems, samples, first_problem, first_sample, seed, players, antithetic, stratified, threshold)
+    out = _empty(what, problems, samples, players, device)
     if chosen == "triton":
         from loupe_ext.triton import coalitions as kernels
 
-        return getattr(kernels, what)(call, shape, device)
-    out = torch.empty(shape, dtype=dtype, device=device)
-    if device.type == "meta":
+        kernels.sample(out, what, *numbers)
         return out
+    call = _C.SampleCall(*numbers)
     draw = getattr(_C, f"sample_{what}_{chosen}")
     if chosen == "cpu":
         draw(call, address(out), torch.get_num_threads())
@@ -174,3 +218,18 @@ def _draw(
         with torch.cuda.device(device):
             draw(call, address(out), current_stream(device))
     return out
+
+
+def _fake(
+    what: str, problems: int, samples: int, first_problem: int, first_sample: int, seed: int, players: int, *rest: Any
+) -> Tensor:
+    return _empty(what, problems, samples, players, rest[3])
+
+
+_draw = register(
+    "sample(str what, SymInt problems, SymInt samples, int first_problem, int first_sample, int seed, int players,"
+    " bool antithetic, bool stratified, int threshold, Device device, str backend) -> Tensor",
+    _implementation,
+    _fake,
+    dispatch=("BackendSelect",),
+)
