@@ -1,8 +1,11 @@
-"""Random coalitions and permutations, drawn by counter, one Python integer at a time: what every kernel must give bit for bit.
+"""Random coalitions and permutations, drawn by counter: what every kernel must give bit for bit, in Python's integers.
 
-Sample k of problem b under a seed reads the words of Philox4x32-10 with key = seed and counter = (draw, k', b low, b high),
-where k' is k or, antithetic, k / 2 (permutations set the highest bit of b: a stream of their own); an odd antithetic sample is the even one turned over: the complement of a coalition
-(Bernoulli: of its random words), the reverse of a permutation. Laws (n players):
+Sample k of problem b under a seed reads the words of Philox4x32-10 with the seed as its key and the counter (draw, k',
+b low, b high), where k' is k or, antithetic, k / 2. Permutations set the highest bit of b: a stream of their own. An odd
+antithetic sample is the even one turned over: the complement of a coalition (Bernoulli: of its random words), the
+reverse of a permutation.
+
+The laws, for n players:
 
     uniform       size = floor(word (n + 1) / 2^32), then a uniform subset of that size
     stratified    size = (start + k') mod (n + 1), start drawn once a problem (counter k' = 2^32 - 1)

@@ -56,4 +56,4 @@ def _type(value: object) -> str:
     if isinstance(value, torch.Tensor):
         return "*" + TYPES[value.dtype]
     assert isinstance(value, int), f"a launch argument of type {type(value).__name__} would not arrive exactly"
-    return "i32"
+    return "i32" if -(2**31) <= value < 2**31 else "i64"

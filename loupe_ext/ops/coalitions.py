@@ -31,8 +31,8 @@ def sample_coalitions(
     r"""Random coalitions under the law of an interaction index, as packed bits.
 
     Sample :math:`k` of problem :math:`b` depends on the seed, :math:`b` and :math:`k` alone (Philox4x32-10 by counter):
-    the same bits on every backend, for any thread count, split of the batch or world size. Draw a part of a larger batch
-    with `first_problem` and `first_sample`.
+    the same bits on every backend, for any thread count, split of the batch or world size. Draw a part of a larger
+    batch with `first_problem` and `first_sample`.
 
     Args:
         num_players: 0 to 1024. (For the interaction of a coalition :math:`S`, the players outside :math:`S`.)
@@ -44,8 +44,8 @@ def sample_coalitions(
         p: probability of "banzhaf", strictly between 0 and 1.
         stratified: the sizes of "shapley" go round 0..n from a random start instead of being drawn: every size equally
             often, up to one, in every problem.
-        antithetic: the second of a pair is the complement of the first ("banzhaf": drawn from the complement of its random
-            words, which is the coalition's complement for p = 1/2).
+        antithetic: the second of a pair is the complement of the first ("banzhaf": drawn from the complement of its
+            random words, which is the coalition's complement for p = 1/2).
         first_problem, first_sample: where this part of the batch starts.
         device: of the result.
         backend: "auto" (by device), "cpu", "cuda" or "triton".
@@ -93,7 +93,7 @@ def sample_permutations(
 ) -> Tensor:
     """Uniform random permutations of the players 0..n-1 (Fisher and Yates' shuffle); see `sample_coalitions`.
 
-    With `antithetic`, sample 2j + 1 is the reverse of sample 2j. The draws share none with those of `sample_coalitions`.
+    With `antithetic`, sample 2j + 1 is the reverse of sample 2j. `sample_coalitions` shares none of the random words.
 
     Returns:
         int32 [num_problems, num_samples, n] (or [num_samples, n] for num_problems None).
@@ -205,6 +205,8 @@ def _implementation(
     chosen = resolve_backend(backend, device)
     numbers = (problems, samples, first_problem, first_sample, seed, players, antithetic, stratified, threshold)
     out = _empty(what, problems, samples, players, device)
+    if device.type == "meta":
+        return out
     if chosen == "triton":
         from loupe_ext.triton import coalitions as kernels
 

@@ -60,3 +60,13 @@ def pairwise(
 
 def _bytes(x: Tensor) -> bytes:
     return x.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if x.numel() else b""
+
+
+def sample(what: str, *numbers: int) -> Tensor:
+    """`torch.ops.loupe.sample` of csrc/cuda/coalitions.cu, from SampleCall's fields."""
+    problems, samples, players = numbers[0], numbers[1], numbers[5]
+    head = np.array([("coalitions", "permutations").index(what), *(int(x) for x in numbers)], dtype=np.int64)
+    stdout = run(_HERE / "coalitions.cpp", head.tobytes())
+    dtype, size = (torch.int64, (players + 63) // 64) if what == "coalitions" else (torch.int32, players)
+    out = torch.frombuffer(bytearray(stdout), dtype=dtype) if stdout else torch.empty(0, dtype=dtype)
+    return out.view(problems, samples, size)
