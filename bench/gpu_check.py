@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / "build" / "gpu-check"
-SMALL = "(1x7 or 9x5 or ragged or ties or two-sided) and (cuda or triton) and not emulated and not interpreted"
+SMALL = "(1x7 or 9x5 or ragged or ties or two-sided or same) and (cuda or triton) and not emulated and not interpreted"
 
 
 def run(*command: object, log: str, cwd: Path = WORK, **environment: str) -> tuple[int, str]:
@@ -65,14 +65,22 @@ def main() -> int:
 
     pytest = [python, "-m", "pytest", "-p", "no:cacheprovider"]
     checks: dict[str, dict[str, object]] = {}
-    status, output = run(*pytest, "tests/test_pairwise.py", "-k", "not emulated", log="tests.log")
+    status, output = run(
+        *pytest, "tests/test_pairwise.py", "tests/test_coalitions.py", "-k", "not emulated", log="tests.log"
+    )
     checks["tests"] = {"passed": status == 0, "summary": output.strip().splitlines()[-1]}
     sanitizer = shutil.which("compute-sanitizer")
     for tool in ("memcheck", "racecheck", "synccheck", "initcheck"):
         if sanitizer is None:
             checks[tool] = {"passed": None, "summary": "compute-sanitizer was not found"}
             continue
-        small = [*pytest, "tests/test_pairwise.py", "-k", SMALL.replace("(cuda or triton)", "cuda")]
+        small = [
+            *pytest,
+            "tests/test_pairwise.py",
+            "tests/test_coalitions.py",
+            "-k",
+            SMALL.replace("(cuda or triton)", "cuda"),
+        ]
         command = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all", *small]
         status, output = run(*command, log=f"{tool}.log")
         lines = [

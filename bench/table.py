@@ -39,6 +39,22 @@ def batch_table(times: dict, device: str) -> list[str]:
     return rows
 
 
+def draw_table(times: dict, device: str) -> list[str]:
+    rows = ["| players | uniform, ns | torch, times as long | banzhaf, ns | permutation, ns | copy of the bits, ns |"]
+    rows.append("|---|---|---|---|---|---|")
+    for d, direction, size, side in times:
+        if (d, direction, side) == (device, "draw", "uniform"):
+            ns = {
+                key[3]: seconds / samples * 1e9
+                for key, (seconds, samples) in times.items()
+                if key[:3] == (device, "draw", size)
+            }
+            cells = [f"{ns['uniform']:.1f}", f"{ns['torch'] / ns['uniform']:.0f} x"]
+            cells += [f"{ns[x]:.1f}" for x in ("banzhaf", "permutations", "copy")]
+            rows.append(f"| {size} | {' | '.join(cells)} |")
+    return rows
+
+
 def shapiq_table(times: dict) -> list[str]:
     rows = ["| M x N | shapiq, exact | loupe_ext, a problem | ratio |", "|---|---|---|---|"]
     for device, direction, size, side in times:
@@ -64,11 +80,13 @@ def main(source: str, keep: str | None = None) -> None:
     }
     print(", ".join(f"{k} {v}" for k, v in about.items() if v), end="\n\n")
     for device in dict.fromkeys(key[0] for key in times):
-        print(f"Batches of float32 problems on {device}:\n")
+        print(f"`pairwise_interactions` on {device}, batches of float32 problems:\n")
         print("\n".join(batch_table(times, device)), end="\n\n")
+        print(f"`sample_coalitions` and `sample_permutations` on {device}, a sample:\n")
+        print("\n".join(draw_table(times, device)), end="\n\n")
     targets = [key for key in times if key[1] == "target"]
     if targets:
-        print("Forward on other SIMD targets, ns a pair:\n")
+        print("`pairwise_interactions`, forward, on other SIMD targets, ns a pair:\n")
         sizes = list(dict.fromkeys(key[2] for key in targets))
         print(f"| target | {' | '.join(sizes)} |\n|---|{'---|' * len(sizes)}")
         for side in dict.fromkeys(key[3] for key in targets):
@@ -76,7 +94,7 @@ def main(source: str, keep: str | None = None) -> None:
             print(f"| {side} | {' | '.join(f'{seconds / pairs * 1e9:.2f}' for seconds, pairs in cells)} |")
         print()
     if any(key[1] == "shapiq" for key in times):
-        print("The same game by enumeration:\n")
+        print("`pairwise_interactions` beside the same by enumeration:\n")
         print("\n".join(shapiq_table(times)))
     if keep:
         rows = [dict(zip(("device", "direction", "size", "side"), key, strict=True)) for key in times]

@@ -1,9 +1,9 @@
 """Random coalitions and permutations, drawn by counter: what every kernel must give bit for bit, in Python's integers.
 
-Sample k of problem b under a seed reads the words of Philox4x32-10 with the seed as its key and the counter (draw, k',
-b low, b high), where k' is k or, antithetic, k / 2. Permutations set the highest bit of b: a stream of their own. An odd
-antithetic sample is the even one turned over: the complement of a coalition (Bernoulli: of its random words), the
-reverse of a permutation.
+Sample k of problem b under a seed reads the words of Philox4x32-10 with the seed as its key and the counter
+(draw, k', b low, b high), where k' is k or, antithetic, k / 2. Permutations set the highest bit of b: a stream of their
+own. An odd antithetic sample is the even one turned over: the complement of a coalition (Bernoulli: of its random
+words), the reverse of a permutation.
 
 The laws, for n players:
 
