@@ -1,6 +1,7 @@
 """An sdist that builds, a small wheel that runs anywhere, a build that says what it lacks."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -117,3 +118,8 @@ def test_version_is_the_distributions():
 
     assert loupe_ext.__version__ == version("loupe-ext")
     assert sysconfig.get_config_var("EXT_SUFFIX").endswith(".so")
+
+
+def test_constraints_pin_versions_and_name_no_place():
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.!+-]+", line), line

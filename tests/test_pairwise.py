@@ -2,12 +2,14 @@ import doctest
 import math
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 
 import loupe_ext
 from loupe_ext import pairwise_interactions
@@ -115,6 +117,18 @@ class TestValues:
                     again = emulation.pairwise(s, c, grad=grad, **environment)
                     assert all(torch.equal(x, y) for x, y in zip(want, again, strict=True))
 
+    @every_backend
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_the_largest_scores_that_the_docstring_allows(self, backend, dtype):
+        for B, M, N in ((8, 2, 2), (8, 3, 4), (2, 9, 20)):
+            sign = random_pairs(B, M, N).sign()
+            s = (sign * (random_pairs(B, M, N, 1).abs().clamp(max=1) / 2 + 0.5)).to(dtype) * (
+                torch.finfo(dtype).max / 8
+            )
+            (got,) = pairwise(backend, Pairs("largest", s))
+            unit = 2.0**-20
+            assert_close(got.double() * unit, expected(Pairs("largest", s.double() * unit))[0], TOLERANCE[dtype])
+
     def test_one_problem_without_a_batch(self):
         s = random_pairs(1, 5, 4)[0]
         lengths = torch.tensor(3), torch.tensor(2)
@@ -136,14 +150,16 @@ class TestValues:
 def test_just_in_time_kernels_compile_for_a_gpu(dtype):
     kernels = pytest.importorskip("loupe_ext.triton.pairwise")
     s = random_pairs(2, 20, 60).to(dtype)
-    for p in (None, 0.3):
-        built = [
-            *compiled(kernels, "_lines_kernel", lambda p=p: kernels.forward(s, None, None, None, p)),
-            *compiled(kernels, "_lines_kernel", lambda p=p: kernels.backward(s, s, None, None, None, p)),
-        ]
-        assert len(built) == 4
+
+    def calls(*probabilities):
+        for p in probabilities:
+            kernels.forward(s, None, None, None, p)
+            kernels.backward(s, s, None, None, None, p)
+
+    for probabilities in ((None,), (0.3, 0.4)):  # another p needs no other kernel
+        built = compiled(kernels, "_lines_kernel", lambda x=probabilities: calls(*x))
+        assert len(built) == 4  # rows and columns, forward and backward
         assert all(x.asm["cubin"] for x in built)
-        assert all((str(math.log1p(-0.3)) in x.asm["ttir"]) == (p is not None) for x in built)
 
 
 class TestBits:
@@ -191,6 +207,36 @@ class TestBits:
             torch.set_flush_denormal(False)
         for got, want in zip(results, expected(problem, grad), strict=True):
             assert_close(got, want, 1e-5)
+
+    def test_flushed_denormals_do_not_show_the_thread_count(self):
+        if not torch.set_flush_denormal(True):
+            pytest.skip("this processor cannot flush denormals")
+        threads = torch.get_num_threads()
+        try:
+            s = random_pairs(4000, 6, 6).float() * 1e-37
+            results = []
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                results.append(pairwise_interactions(s))
+            assert all(torch.equal(results[0], x) for x in results[1:])
+        finally:
+            torch.set_flush_denormal(False)
+            torch.set_num_threads(threads)
+
+    def test_lengths_that_another_thread_writes(self):
+        """They are checked once and never read again from where others can write."""
+        code = (
+            "import threading, torch; from loupe_ext import pairwise_interactions\n"
+            "lengths, stop = torch.full((20000,), 8), threading.Event()\n"
+            "def spoil():\n"
+            "    while not stop.is_set(): lengths.fill_(10**6); lengths.fill_(8)\n"
+            "thread = threading.Thread(target=spoil); thread.start(); s = torch.randn(20000, 8, 8)\n"
+            "for _ in range(150):\n"
+            "    try: pairwise_interactions(s, region_lengths=lengths)\n"
+            "    except ValueError: pass\n"
+            "stop.set(); thread.join()"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
     def test_a_forked_data_loader_worker(self):
         """An OpenMP team must not be started in a child of a process that had one."""
@@ -288,6 +334,18 @@ class TestAutograd:
         (grad,) = torch.autograd.grad(pairwise_interactions(s).pow(2).sum(), s, create_graph=True)
         with pytest.raises(RuntimeError, match="double backward"):
             grad.sum().backward()
+
+    def test_forward_mode_raises(self):
+        s, c = random_pairs(2, 3, 3), random_pairs(2, 3, 3, 1)
+        ones = torch.ones_like(s)
+        with pytest.raises(RuntimeError, match="scores: forward-mode differentiation is not supported"):
+            torch.func.jvp(pairwise_interactions, (s,), (ones,))
+        with pytest.raises(RuntimeError, match="col_scores: forward-mode differentiation is not supported"):
+            torch.func.jvp(lambda x: pairwise_interactions(s, x), (c,), (ones,))
+        with pytest.raises(RuntimeError, match="forward-mode differentiation is not supported"):
+            torch.func.jacfwd(pairwise_interactions)(s)
+        with forward_ad.dual_level():
+            assert torch.equal(pairwise_interactions(s), pairwise_interactions(s.clone()))
 
     def test_only_one_input_needs_a_gradient(self):
         s, c = random_pairs(1, 3, 3), random_pairs(1, 3, 3, 1).requires_grad_()
@@ -388,6 +446,51 @@ class TestBadInput:
         with pytest.raises(error, match=message):
             pairwise_interactions(self.s, **options)
 
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            ({"scores": torch.zeros(2, 3)}, ValueError, "scores: expected shape"),
+            ({"scores": torch.zeros(2, 3, 4, dtype=torch.int32)}, TypeError, "scores: expected dtype"),
+            ({"col_scores": torch.zeros(1, 1, 1)}, ValueError, "col_scores: expected the shape"),
+            ({"col_scores": torch.zeros(2, 3, 4, dtype=torch.float64)}, TypeError, "col_scores: expected the dtype"),
+            ({"col_scores": torch.zeros(2, 3, 4, device="meta")}, ValueError, "col_scores: expected the device"),
+            ({"region_lengths": torch.tensor([1.5, 2.7])}, TypeError, "region_lengths: expected dtype"),
+            ({"phrase_lengths": torch.tensor([1])}, ValueError, "phrase_lengths: expected shape"),
+            ({"p": 0.0}, ValueError, "p: expected None or a probability"),
+            ({"p": math.nan}, ValueError, "p: expected None or a probability"),
+            ({"backend": "tpu"}, ValueError, "backend: expected one of"),
+            ({"grad": torch.zeros(1)}, ValueError, "grad: expected the shape"),
+            ({"grad": torch.zeros(2, 3, 4, dtype=torch.float16)}, TypeError, "grad: expected the dtype"),
+        ],
+    )
+    def test_the_registered_ops_check_their_arguments_too(self, change, error, message):
+        arguments = {"scores": self.s, "col_scores": None, "region_lengths": None, "phrase_lengths": None}
+        arguments = {**arguments, "p": None, "backend": "auto", "grad": torch.zeros(2, 3, 4), **change}
+        grad = arguments.pop("grad")
+        with pytest.raises(error, match=message):
+            torch.ops.loupe.pairwise_backward(grad, *arguments.values())
+        if "grad" not in change:
+            with pytest.raises(error, match=message):
+                torch.ops.loupe.pairwise(*arguments.values())
+
+    def test_an_index_that_equals_everything(self):
+        with pytest.raises(ValueError, match="index: expected"):
+            pairwise_interactions(self.s, index=mock.ANY)
+
+    def test_nested_tensors(self):
+        nested = torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(1, 3)])
+        with pytest.raises(TypeError, match=r"scores: expected a dense \(strided\) tensor, got a nested one"):
+            pairwise_interactions(nested)
+
+    def test_many_problems_without_entries_cost_nothing(self):
+        assert pairwise_interactions(torch.empty(2**34, 0, 4)).shape == (2**34, 0, 4)
+
+    @pytest.mark.parametrize("backend", [x for x in BACKENDS if x in SLOW])  # the CPU kernels have no such limit
+    def test_a_line_that_is_too_long(self, backend):
+        limit = {"triton": "up to 4096 for backend 'triton'", "emulated-cuda": "for this GPU's shared memory"}[backend]
+        with pytest.raises((ValueError, RuntimeError), match=limit):
+            pairwise(backend, Pairs("long", random_pairs(1, 1, 40000)))
+
     def test_backends_that_cannot_serve(self, monkeypatch):
         from loupe_ext.ops import _native
 
@@ -397,7 +500,7 @@ class TestBadInput:
         with pytest.raises(RuntimeError, match="backend: 'triton'"):
             pairwise_interactions(self.s, backend="triton")
         monkeypatch.setattr(_native, "has_triton", lambda: False)
-        with pytest.raises(RuntimeError, match="backend: 'triton' needs the triton package"):
+        with pytest.raises(RuntimeError, match=r"backend: 'triton' needs triton 3\.2 or newer"):
             pairwise_interactions(self.s, backend="triton")
 
     def test_lengths_out_of_range_on_an_emulated_gpu_are_nan(self):

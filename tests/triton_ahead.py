@@ -45,10 +45,11 @@ def compiled(module: types.ModuleType, name: str, call: Callable[[], object], ca
     results: dict[str, Any] = {}
     for launch in recorder.launches:
         constants = {p.name: launch[p.name] for p in kernel.params if p.is_constexpr}
-        signature = {k: "constexpr" if k in constants else _type(v) for k, v in launch.items()}
-        if (key := repr((signature, constants))) not in results:
+        options = {k: v for k, v in launch.items() if k not in kernel.arg_names}
+        signature = {k: "constexpr" if k in constants else _type(launch[k]) for k in kernel.arg_names}
+        if (key := repr((signature, constants, options))) not in results:
             source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-            results[key] = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+            results[key] = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return list(results.values())
 
 

@@ -24,27 +24,27 @@ typedef _Float16 Float16;
 template <class T>
 struct Storage {
   typedef T Compute;
-  LOUPE_HD static T widen(T x) { return x; }
-  LOUPE_HD static T narrow(T x) { return x; }
+  LOUPE_INLINE_HD static T widen(T x) { return x; }
+  LOUPE_INLINE_HD static T narrow(T x) { return x; }
 };
 
 template <>
 struct Storage<Float16> {
   typedef float Compute;
-  LOUPE_HD static float widen(Float16 x) { return float(x); }
-  LOUPE_HD static Float16 narrow(float x) { return Float16(x); }
+  LOUPE_INLINE_HD static float widen(Float16 x) { return float(x); }
+  LOUPE_INLINE_HD static Float16 narrow(float x) { return Float16(x); }
 };
 
 template <>
 struct Storage<BFloat16> {
   typedef float Compute;
-  LOUPE_HD static float widen(BFloat16 x) {
+  LOUPE_INLINE_HD static float widen(BFloat16 x) {
     const uint32_t bits = uint32_t(x.bits) << 16;
     float wide;
     memcpy(&wide, &bits, sizeof wide);
     return wide;
   }
-  LOUPE_HD static BFloat16 narrow(float x) {
+  LOUPE_INLINE_HD static BFloat16 narrow(float x) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
     const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
@@ -55,7 +55,7 @@ struct Storage<BFloat16> {
 
 // Calls work(x) with an x of the storage type that `dtype` names.
 template <class Work>
-void for_dtype(DType dtype, const Work& work) {
+inline void for_dtype(DType dtype, const Work& work) {
   switch (dtype) {
     case DType::f16: return work(Float16{});
     case DType::bf16: return work(BFloat16{});

@@ -22,45 +22,45 @@ struct PairwiseCall {
 
 // F(x) = a x + sum_below (x - x') w(r),  G(x) = b x + sum_below (x - x') v(r), r = 1 .. N - 1.
 struct LineLaw {
-  double M, N, p, q;
+  int64_t M, N;
+  double p, q;
+  const double* table;   // of atom(k), k = 0 .. M + N, or null: computed where it is needed
   double in_mean, lone;  // means over t = 0 .. M-1, of term(t) and of term(t) - term(M-1), the latter also over M-1 lines
   double a, b;
 
-  LOUPE_HD static LineLaw start(int64_t M, int64_t N, double p) {
-    LineLaw law{};
-    law.M = double(M);
-    law.N = double(N);
-    law.p = p;
-    law.q = 1 - p;
-    return law;
+  LOUPE_INLINE_HD static bool shapley(double p) { return p != p; }
+  // What all weights are products of: 1/k for the Shapley index, q^k for the Banzhaf index.
+  LOUPE_INLINE_HD static double atom(int64_t k, double p) { return shapley(p) ? 1.0 / double(k) : pow(1 - p, double(k)); }
+  LOUPE_INLINE_HD double atom(int64_t k) const { return table ? table[k] : atom(k, p); }
+
+  LOUPE_INLINE_HD static LineLaw start(int64_t M, int64_t N, double p, const double* table = nullptr) {
+    return {M, N, p, 1 - p, table, 0, 0, 0, 0};
   }
-  LOUPE_HD bool shapley() const { return p != p; }
-  LOUPE_HD double term(int64_t t) const { return shapley() ? 1.0 / (N + double(t)) : pow(q, double(t)); }
+  LOUPE_INLINE_HD double term(int64_t t) const { return atom(shapley(p) ? N + t : t); }
   // From the sums of term(t) and of term(t) - term(M-1), which would cancel if it were taken from the first.
-  LOUPE_HD void finish(double sum, double excess) {
-    in_mean = sum / M;
-    lone = M > 1 ? excess / (M * (M - 1)) : 0;
-    const double empty = shapley() ? 1.0 : pow(q, N - 1);
+  LOUPE_INLINE_HD void finish(double sum, double excess) {
+    in_mean = sum / double(M);
+    lone = M > 1 ? excess / (double(M) * double(M - 1)) : 0;
+    const double empty = shapley(p) ? 1.0 : atom(N - 1);
     a = empty * in_mean;
     b = empty * lone;
   }
-  LOUPE_HD static LineLaw of(int64_t M, int64_t N, double p) {
-    LineLaw law = start(M, N, p);
+  LOUPE_INLINE_HD static LineLaw of(int64_t M, int64_t N, double p, const double* table) {
+    LineLaw law = start(M, N, p, table);
     const double last = law.term(M - 1);
     double sum = 0, excess = 0;
     for (int64_t t = 0; t < M; ++t) {
-      sum += law.term(t);
-      excess += law.term(t) - last;
+      const double term = law.term(t);
+      sum += term;
+      excess += term - last;
     }
     law.finish(sum, excess);
     return law;
   }
-  LOUPE_HD double w(int64_t r) const {
-    return shapley() ? 1.0 / (double(r) * (M + double(r))) : p * pow(q, double(r - 1)) * in_mean;
-  }
-  LOUPE_HD double v(int64_t r) const {
-    if (!shapley()) return p * pow(q, double(r - 1)) * lone;
-    return M > 1 ? 1.0 / (double(r) * (M + double(r) - 1) * (M + double(r))) : 0;
+  LOUPE_INLINE_HD double w(int64_t r) const { return shapley(p) ? atom(r) * atom(M + r) : p * atom(r - 1) * in_mean; }
+  LOUPE_INLINE_HD double v(int64_t r) const {
+    if (!shapley(p)) return p * atom(r - 1) * lone;
+    return M > 1 ? atom(r) * atom(M + r - 1) * atom(M + r) : 0;
   }
 };
 

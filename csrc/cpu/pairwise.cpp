@@ -31,11 +31,11 @@ struct LineTable {
   explicit LineTable(int64_t longest)
       : w(longest + 1), v(longest + 1), w_below(longest + 1), v_below(longest + 1), below(longest + 1) {}
 
-  void prepare(int64_t lines, int64_t entries, double p) {
+  void prepare(int64_t lines, int64_t entries, double p, const double* atoms) {
     if (lines == M && entries == N) return;
     M = lines;
     N = entries;
-    const LineLaw law = LineLaw::of(M, N, p);
+    const LineLaw law = LineLaw::of(M, N, p, atoms);
     a = law.a / 2;  // the game is half of each part
     b = law.b / 2;
     w[0] = v[0] = w_below[N - 1] = v_below[N - 1] = 0;
@@ -218,7 +218,9 @@ class Pairwise {
   Pairwise(const PairwiseCall& call, int64_t group)
       : call_(call), size_(call.M * padded(call.N)), scores_(group * size_), col_scores_(call.col_scores ? group * size_ : 0),
         rows_(group * size_ + kLanes), cols_(group * size_ + kLanes), keys_(sorted_size(std::max(call.M, call.N))),
-        total_(padded(call.N)), row_table_(call.N), col_table_(call.M), finite_(group) {}
+        total_(padded(call.N)), atoms_(call.M + call.N + 1), row_table_(call.N), col_table_(call.M), finite_(group) {
+    for (int64_t k = 0; k <= call.M + call.N; ++k) atoms_[k] = LineLaw::atom(k, call.p);
+  }
 
   void forward(int64_t first, int64_t count, int64_t M, int64_t N, In* out) {
     load_scores(first, count, M, N);
@@ -295,8 +297,8 @@ class Pairwise {
   template <class Sweep>
   void sweep(int64_t count, int64_t M, int64_t N) {
     if (M == 0 || N == 0) return;
-    row_table_.prepare(M, N, call_.p);
-    col_table_.prepare(N, M, call_.p);
+    row_table_.prepare(M, N, call_.p, atoms_);
+    col_table_.prepare(N, M, call_.p, atoms_);
     const int64_t size = M * padded(N);
     sweep_rows<Sweep, T>(scores_, count * M, N, row_table_, keys_, rows_, count * size);
     const T* col_scores = call_.col_scores ? col_scores_ : scores_;
@@ -319,6 +321,7 @@ class Pairwise {
   Buffer<Two<T>> rows_, cols_;
   Buffer<Key<T>> keys_;
   Buffer<T> total_;
+  Buffer<double> atoms_;
   LineTable row_table_, col_table_;
   Buffer<bool> finite_;
 };

@@ -5,17 +5,19 @@ its place by binary search: no index has to travel through the sort, and every d
 """
 
 import math
+import struct
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+MAX_LINE = 4096  # entries; the sort of a line is unrolled
+
 
 @triton.jit
-def _line_law(M, N, k, t, LOG_Q: tl.constexpr, PROB: tl.constexpr):
+def _line_law(M, N, k, t, p, log_q, SHAPLEY: tl.constexpr):
     """a, b and, at the places k of a sorted line, w, v, w_below, v_below (float64, halved); M lines of N entries."""
-    SHAPLEY: tl.constexpr = PROB is None
     m, n, r = tl.maximum(M, 1).to(tl.float64), tl.maximum(N, 1).to(tl.float64), k.to(tl.float64)
     others = tl.maximum(m - 1, 1.0)
     if SHAPLEY:
@@ -23,9 +25,9 @@ def _line_law(M, N, k, t, LOG_Q: tl.constexpr, PROB: tl.constexpr):
         last = 1.0 / (m + n - 1)
         empty = 1.0
     else:
-        term = tl.exp(t.to(tl.float64) * LOG_Q)
-        last = tl.exp((m - 1) * LOG_Q)
-        empty = tl.exp((n - 1) * LOG_Q)
+        term = tl.exp(t.to(tl.float64) * log_q)
+        last = tl.exp((m - 1) * log_q)
+        empty = tl.exp((n - 1) * log_q)
     in_mean = tl.sum(tl.where(t < M, term, 0.0)) / m
     lone = tl.where(M > 1, tl.sum(tl.where(t < M, term - last, 0.0)) / (m * others), 0.0)
     real = (k >= 1) & (k < N)
@@ -34,8 +36,8 @@ def _line_law(M, N, k, t, LOG_Q: tl.constexpr, PROB: tl.constexpr):
         w = 1.0 / (r * (m + r))
         v = tl.where(M > 1, 1.0 / (r * tl.maximum(m + r - 1, 1.0) * (m + r)), 0.0)
     else:
-        w = PROB * tl.exp((r - 1) * LOG_Q) * in_mean
-        v = PROB * tl.exp((r - 1) * LOG_Q) * lone
+        w = p * tl.exp((r - 1) * log_q) * in_mean
+        v = p * tl.exp((r - 1) * log_q) * lone
     w = tl.where(real, w, 0.0) / 2
     v = tl.where(real, v, 0.0) / 2
     w_below = tl.cumsum(w, 0, reverse=True) - w
@@ -47,13 +49,15 @@ def _line_law(M, N, k, t, LOG_Q: tl.constexpr, PROB: tl.constexpr):
 def _find(keys, wanted, ROWS: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr):
     """The first place of every `wanted` in its descending row of `keys` [ROWS, P]."""
     place = tl.zeros([ROWS, P], dtype=tl.int32)
-    for level in tl.static_range(LOG_P):
-        probe = tl.gather(keys, place + ((P >> (level + 1)) - 1), 1)
-        place = tl.where(probe > wanted, place + (P >> (level + 1)), place)
+    step = P // 2
+    for _ in range(LOG_P):
+        probe = tl.gather(keys, place + (step - 1), 1)
+        place = tl.where(probe > wanted, place + step, place)
+        step = step // 2
     return place
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["p_bits", "log_q_bits"])
 def _lines_kernel(
     scores,
     grad,
@@ -67,8 +71,9 @@ def _lines_kernel(
     entries,
     line_step,
     entry_step,
-    LOG_Q: tl.constexpr,  # a plain float argument would arrive in float32
-    PROB: tl.constexpr,
+    p_bits,  # of float64: a float argument would arrive in float32
+    log_q_bits,
+    SHAPLEY: tl.constexpr,
     BACKWARD: tl.constexpr,
     DOUBLE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -77,12 +82,14 @@ def _lines_kernel(
     LINES_P: tl.constexpr,
 ):
     compute = tl.float64 if DOUBLE else tl.float32
-    b = tl.program_id(0).to(tl.int64)
+    programs = tl.cdiv(lines, ROWS)  # a problem
+    b = (tl.program_id(0) // programs).to(tl.int64)
     M = tl.load(line_lengths + b).to(tl.int32)
     N = tl.load(entry_lengths + b).to(tl.int32)
-    line = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    line = tl.program_id(0) % programs * ROWS + tl.arange(0, ROWS)
     k = tl.arange(0, P)
-    a, bb, w, v, w_below, v_below = _line_law(M, N, k, tl.arange(0, LINES_P), LOG_Q, PROB)
+    p, log_q = p_bits.to(tl.float64, bitcast=True), log_q_bits.to(tl.float64, bitcast=True)
+    a, bb, w, v, w_below, v_below = _line_law(M, N, k, tl.arange(0, LINES_P), p, log_q, SHAPLEY)
     w, v, w_below, v_below = w.to(compute), v.to(compute), w_below.to(compute), v_below.to(compute)
     a, bb = a.to(compute), bb.to(compute)
 
@@ -90,7 +97,7 @@ def _lines_kernel(
     inside = (line[:, None] < M) & (k[None, :] < N)
     x = tl.load(scores + at, mask=inside, other=0.0).to(compute)
     wrong = inside & ((x != x) | (tl.abs(x) == float("inf")))
-    tl.store(bad + b * tl.num_programs(1) + tl.program_id(1), tl.max(wrong.to(tl.int32)))
+    tl.store(bad + tl.program_id(0), tl.max(wrong.to(tl.int32)))
     real = (k[None, :] < N) & (line[:, None] >= 0)
     x = tl.where(real, tl.where(wrong, 0.0, x), float("-inf"))
     x_sorted = tl.sort(x, 1, descending=True)
@@ -146,14 +153,17 @@ class _Problem:
         B, M, N = scores.shape
         lines, entries, steps = (N, M, (1, N)) if by_column else (M, N, (N, 1))
         P, lines_p = max(triton.next_power_of_2(entries), 2), max(triton.next_power_of_2(lines), 2)
+        if P > MAX_LINE:
+            raise ValueError(f"scores: expected M and N up to {MAX_LINE} for backend 'triton', got {M} x {N}")
         rows = max(1, min(triton.next_power_of_2(lines), 1024 // P))
-        grid = (B, triton.cdiv(lines, rows))
+        programs = triton.cdiv(lines, rows)
         out = [
             torch.empty(scores.shape, dtype=self.compute, device=scores.device)
             for _ in range(1 if grad is not None else 2)
         ]
-        bad = torch.empty(grid, dtype=torch.int32, device=scores.device)
-        _lines_kernel[grid](
+        bad = torch.empty(B, programs, dtype=torch.int32, device=scores.device)
+        p_bits, log_q_bits = struct.unpack("<qq", struct.pack("<dd", self.p or 0.5, math.log1p(-(self.p or 0.5))))
+        _lines_kernel[(B * programs,)](
             scores,
             scores if grad is None else grad,
             scores if totals is None else totals,
@@ -165,14 +175,16 @@ class _Problem:
             lines,
             entries,
             *steps,
-            LOG_Q=None if self.p is None else math.log1p(-self.p),
-            PROB=self.p,
+            p_bits,
+            log_q_bits,
+            SHAPLEY=self.p is None,
             BACKWARD=grad is not None,
             DOUBLE=self.compute == torch.float64,
             ROWS=rows,
             P=P,
             LOG_P=P.bit_length() - 1,
             LINES_P=lines_p,
+            num_warps=4 if P < 512 else 8,
         )
         self.bad |= bad.any(1)
         return out
