@@ -1,30 +1,39 @@
-# Each target sets up what it needs. `make demo` and `make test` do everything from nothing.
+# Each target sets up what it needs: `make demo` and `make test` do everything from nothing.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
-SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test bench gpu-check lint env clean
+.PHONY: demo test bench lint gpu-check env clean
 
 env: $(VENV)/.built
 
-$(VENV)/.installed: constraints.txt pyproject.toml
+$(VENV)/.torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy
+	$(PIP) torch numpy
 	@touch $@
 
-$(VENV)/.built: $(VENV)/.installed $(SOURCES)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train,triton]'
+$(VENV)/.built: $(VENV)/.torch pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+	$(PIP) -e '.[dev,train,triton]'
 	@touch $@
 
 test: env
 	$(RUN) -m pytest -n 2
-	TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 -m triton
+	TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 -k triton
+
+bench: env
+	@mkdir -p build
+	$(RUN) -m pytest bench -p no:xdist --benchmark-disable-gc --benchmark-columns=median --benchmark-json=build/bench.json
+	$(RUN) -m bench.table build/bench.json bench/results/cpu.json
 
 lint: env
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+# On a machine with a GPU and no network: builds with what its own Python has, and installs nothing into it.
+gpu-check:
+	$(PYTHON) bench/gpu_check.py
 
 clean:
 	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .benchmarks .hypothesis

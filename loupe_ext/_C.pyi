@@ -4,31 +4,46 @@ has_cuda: bool
 def cpu_targets() -> list[str]: ...
 def cpu_target() -> str: ...
 def set_cpu_target(target: str) -> None: ...
-def pairwise_cpu(
-    scores: int,
-    col_scores: int,
-    region_lengths: int,
-    phrase_lengths: int,
-    B: int,
-    M: int,
-    N: int,
-    dtype: str,
-    p: float | None,
-    out: int,
-    threads: int,
-) -> None: ...
+
+class PairwiseCall:
+    def __init__(
+        self,
+        scores: int,
+        col_scores: int,
+        region_lengths: int,
+        phrase_lengths: int,
+        B: int,
+        M: int,
+        N: int,
+        dtype: str,
+        p: float | None,
+    ) -> None: ...
+
+def pairwise_cpu(call: PairwiseCall, out: int, threads: int) -> None: ...
 def pairwise_backward_cpu(
-    scores: int,
-    col_scores: int,
-    region_lengths: int,
-    phrase_lengths: int,
-    B: int,
-    M: int,
-    N: int,
-    dtype: str,
-    p: float | None,
-    grad: int,
-    grad_scores: int,
-    grad_col_scores: int,
-    threads: int,
+    call: PairwiseCall, grad: int, grad_scores: int, grad_col_scores: int, threads: int
 ) -> None: ...
+def pairwise_scratch_bytes_cuda(call: PairwiseCall) -> int: ...
+def pairwise_cuda(call: PairwiseCall, out: int, scratch: int, stream: int) -> None: ...
+def pairwise_backward_cuda(
+    call: PairwiseCall, grad: int, grad_scores: int, grad_col_scores: int, scratch: int, stream: int
+) -> None: ...
+
+class SampleCall:
+    def __init__(
+        self,
+        problems: int,
+        samples: int,
+        first_problem: int,
+        first_sample: int,
+        seed: int,
+        players: int,
+        antithetic: bool,
+        stratified: bool,
+        threshold: int,
+    ) -> None: ...
+
+def sample_coalitions_cpu(call: SampleCall, out: int, threads: int) -> None: ...
+def sample_permutations_cpu(call: SampleCall, out: int, threads: int) -> None: ...
+def sample_coalitions_cuda(call: SampleCall, out: int, stream: int) -> None: ...
+def sample_permutations_cuda(call: SampleCall, out: int, stream: int) -> None: ...

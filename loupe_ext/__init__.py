@@ -1,7 +1,20 @@
 """Exact game-theoretic interactions for vision-language models, and LOUPE (NeurIPS 2022) built on them."""
 
-from loupe_ext.ops import pairwise_interactions
+from loupe_ext.ops import (
+    pack_coalitions,
+    pairwise_interactions,
+    sample_coalitions,
+    sample_permutations,
+    unpack_coalitions,
+)
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "pairwise_interactions"]
+__all__ = [
+    "__version__",
+    "pack_coalitions",
+    "pairwise_interactions",
+    "sample_coalitions",
+    "sample_permutations",
+    "unpack_coalitions",
+]

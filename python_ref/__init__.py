@@ -1,1 +1,1 @@
-"""What is right: every op in plain PyTorch, as its formula. For the tests and benchmarks; loupe_ext never imports it."""
+"""What is right: every op in plain PyTorch, as its formula. For tests and benchmarks; loupe_ext never imports it."""

@@ -23,6 +23,7 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+void bind_coalitions(pybind11::module_& module);
 void bind_pairwise(pybind11::module_& module);
 
 }  // namespace loupe

@@ -5,6 +5,9 @@
 
 #include "../cpu/targets.h"
 #include "bind.h"
+#ifdef LOUPE_WITH_CUDA
+#include "../cuda/pairwise.h"
+#endif
 
 namespace loupe {
 namespace {
@@ -22,30 +25,35 @@ PairwiseCall make_call(uintptr_t scores, uintptr_t col_scores, uintptr_t region_
           dtype_from(dtype), p.value_or(NAN)};
 }
 
-void check_cpu(const PairwiseCall& call) {
-  check_lengths("region_lengths", call.region_lengths, call.B, call.M);
-  check_lengths("phrase_lengths", call.phrase_lengths, call.B, call.N);
-}
-
 }  // namespace
 
 void bind_pairwise(pybind11::module_& module) {
-  using Ints = uintptr_t;
-  using Name = const std::string&;
-  using P = std::optional<double>;
-  module.def("pairwise_cpu", [](Ints s, Ints c, Ints m, Ints n, int64_t B, int64_t M, int64_t N, Name dtype, P p, Ints out, int threads) {
-    const PairwiseCall call = make_call(s, c, m, n, B, M, N, dtype, p);
-    check_cpu(call);
+  using Address = uintptr_t;
+  pybind11::class_<PairwiseCall>(module, "PairwiseCall").def(pybind11::init(&make_call));
+  module.def("pairwise_cpu", [](const PairwiseCall& call, Address out, int threads) {
+    check_lengths("region_lengths", call.region_lengths, call.B, call.M);
+    check_lengths("phrase_lengths", call.phrase_lengths, call.B, call.N);
     pybind11::gil_scoped_release release;
     LOUPE_ON_TARGET(pairwise_forward(call, pointer(out), threads));
   });
-  module.def("pairwise_backward_cpu", [](Ints s, Ints c, Ints m, Ints n, int64_t B, int64_t M, int64_t N, Name dtype, P p, Ints grad,
-                                         Ints grad_scores, Ints grad_col_scores, int threads) {
-    const PairwiseCall call = make_call(s, c, m, n, B, M, N, dtype, p);
-    check_cpu(call);
+  module.def("pairwise_backward_cpu", [](const PairwiseCall& call, Address grad, Address grad_scores, Address grad_col_scores,
+                                         int threads) {
+    check_lengths("region_lengths", call.region_lengths, call.B, call.M);
+    check_lengths("phrase_lengths", call.phrase_lengths, call.B, call.N);
     pybind11::gil_scoped_release release;
     LOUPE_ON_TARGET(pairwise_backward(call, pointer(grad), pointer(grad_scores), pointer(grad_col_scores), threads));
   });
+#ifdef LOUPE_WITH_CUDA
+  module.def("pairwise_scratch_bytes_cuda", &pairwise_scratch_bytes_cuda);
+  module.def("pairwise_cuda", [](const PairwiseCall& call, Address out, Address scratch, Address stream) {
+    pairwise_forward_cuda(call, pointer(out), pointer(scratch), pointer(stream));
+  });
+  module.def("pairwise_backward_cuda", [](const PairwiseCall& call, Address grad, Address grad_scores, Address grad_col_scores,
+                                          Address scratch, Address stream) {
+    pairwise_backward_cuda(call, pointer(grad), pointer(grad_scores), pointer(grad_col_scores), pointer(scratch),
+                           pointer(stream));
+  });
+#endif
 }
 
 }  // namespace loupe

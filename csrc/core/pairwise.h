@@ -11,8 +11,8 @@ namespace loupe {
 
 // One call of the op. Tensors are dense and contiguous; null means absent.
 struct PairwiseCall {
-  const void* scores;      // [B, M, N]
-  const void* col_scores;  // [B, M, N] or null: the same as scores
+  const void* scores;             // [B, M, N]
+  const void* col_scores;         // [B, M, N] or null: the same as scores
   const int64_t* region_lengths;  // [B] or null
   const int64_t* phrase_lengths;  // [B] or null
   int64_t B, M, N;
@@ -20,37 +20,47 @@ struct PairwiseCall {
   double p;  // NaN: Shapley; otherwise the p-weighted Banzhaf index
 };
 
-// F(x) = a x + sum_below (x - x') w(r),  G(x) = b x + sum_below (x - x') v(r).
+// F(x) = a x + sum_below (x - x') w(r),  G(x) = b x + sum_below (x - x') v(r), r = 1 .. N - 1.
 struct LineLaw {
+  int64_t M, N;
+  double p, q;
+  const double* table;   // of atom(k), k = 0 .. M + N, or null: computed where it is needed
+  double in_mean, lone;  // means over t = 0 .. M-1, of term(t) and of term(t) - term(M-1), the latter also over M-1 lines
   double a, b;
-  double M, p, q, in_mean, lone;
 
-  LOUPE_HD static LineLaw of(int64_t M, int64_t N, double p) {
-    LineLaw law{};
-    law.M = double(M);
-    law.p = p;
-    law.q = 1 - p;
-    const bool shapley = p != p;
-    const double last = shapley ? 1.0 / double(M + N - 1) : pow(law.q, double(M - 1));
-    double mean = 0, excess = 0;  // excess is summed term by term: the difference of the two means would cancel
+  LOUPE_INLINE_HD static bool shapley(double p) { return p != p; }
+  // What all weights are products of: 1/k for the Shapley index, q^k for the Banzhaf index.
+  LOUPE_INLINE_HD static double atom(int64_t k, double p) { return shapley(p) ? 1.0 / double(k) : pow(1 - p, double(k)); }
+  LOUPE_INLINE_HD double atom(int64_t k) const { return table ? table[k] : atom(k, p); }
+
+  LOUPE_INLINE_HD static LineLaw start(int64_t M, int64_t N, double p, const double* table = nullptr) {
+    return {M, N, p, 1 - p, table, 0, 0, 0, 0};
+  }
+  LOUPE_INLINE_HD double term(int64_t t) const { return atom(shapley(p) ? N + t : t); }
+  // From the sums of term(t) and of term(t) - term(M-1), which would cancel if it were taken from the first.
+  LOUPE_INLINE_HD void finish(double sum, double excess) {
+    in_mean = sum / double(M);
+    lone = M > 1 ? excess / (double(M) * double(M - 1)) : 0;
+    const double empty = shapley(p) ? 1.0 : atom(N - 1);
+    a = empty * in_mean;
+    b = empty * lone;
+  }
+  LOUPE_INLINE_HD static LineLaw of(int64_t M, int64_t N, double p, const double* table) {
+    LineLaw law = start(M, N, p, table);
+    const double last = law.term(M - 1);
+    double sum = 0, excess = 0;
     for (int64_t t = 0; t < M; ++t) {
-      const double term = shapley ? 1.0 / double(N + t) : pow(law.q, double(t));
-      mean += term;
+      const double term = law.term(t);
+      sum += term;
       excess += term - last;
     }
-    law.in_mean = mean / law.M;
-    law.lone = M > 1 ? excess / (law.M * (law.M - 1)) : 0;
-    const double empty = shapley ? 1.0 : pow(law.q, double(N - 1));
-    law.a = empty * law.in_mean;
-    law.b = empty * law.lone;
+    law.finish(sum, excess);
     return law;
   }
-  LOUPE_HD double w(int64_t r) const {
-    return p != p ? 1.0 / (double(r) * (M + double(r))) : p * pow(q, double(r - 1)) * in_mean;
-  }
-  LOUPE_HD double v(int64_t r) const {
-    if (p != p) return M > 1 ? 1.0 / (double(r) * (M + double(r) - 1) * (M + double(r))) : 0;
-    return p * pow(q, double(r - 1)) * lone;
+  LOUPE_INLINE_HD double w(int64_t r) const { return shapley(p) ? atom(r) * atom(M + r) : p * atom(r - 1) * in_mean; }
+  LOUPE_INLINE_HD double v(int64_t r) const {
+    if (!shapley(p)) return p * atom(r - 1) * lone;
+    return M > 1 ? atom(r) * atom(M + r - 1) * atom(M + r) : 0;
   }
 };
 

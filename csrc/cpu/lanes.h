@@ -6,7 +6,7 @@
 #include <type_traits>
 #include <utility>
 
-#ifdef __AVX512F__
+#ifdef __x86_64__
 #include <immintrin.h>
 #endif
 
@@ -44,6 +44,26 @@ LOUPE_INLINE V load(const T* from) {
 template <class V, class T>
 LOUPE_INLINE void store(T* to, V lanes) {
   std::memcpy(to, &lanes, sizeof lanes);
+}
+
+// Named, since the compiler makes two masked moves of a pair of conditionals.
+LOUPE_INLINE Real larger(Real a, Real b) {
+#if defined(__AVX512F__)
+  return (Real)_mm512_max_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX2__)
+  return (Real)_mm256_max_pd((__m256d)a, (__m256d)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+LOUPE_INLINE Real smaller(Real a, Real b) {
+#if defined(__AVX512F__)
+  return (Real)_mm512_min_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX2__)
+  return (Real)_mm256_min_pd((__m256d)a, (__m256d)b);
+#else
+  return a < b ? a : b;
+#endif
 }
 
 template <class T>
@@ -105,10 +125,14 @@ LOUPE_INLINE auto first_lanes(int64_t n) {
   for (int l = 0; l < kLanes; ++l) lane[l] = l;
   return lane < Index(n);
 }
+template <class T, int... L>
+LOUPE_INLINE Pairs<T> interleaved(Vec<T> x, Vec<T> y, std::integer_sequence<int, L...>) {
+  return __builtin_shufflevector(x, y, (L / 2 + L % 2 * kLanes)...);
+}
+
 LOUPE_INLINE void scatter(Two<float>* to, Int at, Real f, Real g) {
-  const Int low = __builtin_convertvector((Vec<uint32_t>)__builtin_convertvector(f, Vec<float>), Int);
-  const Int high = __builtin_convertvector((Vec<uint32_t>)__builtin_convertvector(g, Vec<float>), Int);
-  const Int both = low | (high << 32);
+  const auto both = interleaved<float>(__builtin_convertvector(f, Vec<float>), __builtin_convertvector(g, Vec<float>),
+                                       std::make_integer_sequence<int, 2 * kLanes>{});
 #ifdef __AVX512F__
   _mm512_i64scatter_epi64(to, (__m512i)at, (__m512i)both, sizeof *to);
 #else
@@ -126,12 +150,14 @@ LOUPE_INLINE void gather(const Two<float>* from, Int at, Real& f, Real& g) {
   Int both;
 #ifdef __AVX512F__
   both = (Int)_mm512_i64gather_epi64((__m512i)at, from, sizeof *from);
+  f = (Real)_mm512_cvtps_pd((__m256)_mm512_cvtepi64_epi32((__m512i)both));
+  g = (Real)_mm512_cvtps_pd((__m256)_mm512_cvtepi64_epi32((__m512i)(both >> 32)));
 #else
 #pragma GCC unroll 8
   for (int l = 0; l < kLanes; ++l) std::memcpy((char*)&both + 8 * l, from + at[l], 8);
+  f = __builtin_convertvector(even<float>((Pairs<float>)both), Real);
+  g = __builtin_convertvector(odd<float>((Pairs<float>)both), Real);
 #endif
-  f = __builtin_convertvector((Vec<float>)__builtin_convertvector(both, Vec<int32_t>), Real);
-  g = __builtin_convertvector((Vec<float>)__builtin_convertvector(both >> 32, Vec<int32_t>), Real);
 }
 
 LOUPE_INLINE void gather(const Two<double>* from, Int at, Real& f, Real& g) {
@@ -156,17 +182,16 @@ struct Key<float> {
 
   static LOUPE_INLINE Key make(Real x, Int offset) {
     x = x == 0 ? Real{} + 0x1p-200 : x;  // zero with an offset in it would be denormal, and lost where those are flushed
-    return {(Real)((Int)x | (x < 0 ? offset : kMaxOffset - 1 - offset))};
+    return {(Real)((Int)x | low_bits(offset, (Int)x))};
   }
   static LOUPE_INLINE Key last() { return {Real{} - __builtin_huge_val()}; }
   LOUPE_INLINE Real value() const { return (Real)((Int)bits & ~(kMaxOffset - 1)); }
-  LOUPE_INLINE Int offset() const {
-    const Int low = (Int)bits & (kMaxOffset - 1);
-    return bits < 0 ? low : kMaxOffset - 1 - low;
-  }
+  LOUPE_INLINE Int offset() const { return low_bits((Int)bits, (Int)bits); }
+  // An offset as it is in a negative score, its complement in a positive one; its own inverse.
+  static LOUPE_INLINE Int low_bits(Int offset, Int score) { return (offset ^ ~(score >> 63)) & (kMaxOffset - 1); }
   friend LOUPE_INLINE void order(Key& a, Key& b) {
-    const Real high = a.bits > b.bits ? a.bits : b.bits;
-    b.bits = a.bits > b.bits ? b.bits : a.bits;
+    const Real high = larger(a.bits, b.bits);
+    b.bits = smaller(a.bits, b.bits);
     a.bits = high;
   }
 };

@@ -9,7 +9,7 @@
 #include <memory>
 #include <new>
 
-#include "half.h"
+#include "../core/half.h"
 #include "lanes.h"
 #include "parallel.h"
 
@@ -28,13 +28,14 @@ struct Buffer {  // uninitialised, aligned to a cache line
 // The weights of a line's sorted places. The entry at place k has rank k among the others of any entry above it and
 // carries w[k]; w_below[k] sums the weights of the places after k.
 struct LineTable {
-  explicit LineTable(int64_t longest) : w(longest + 1), v(longest + 1), w_below(longest + 1), v_below(longest + 1) {}
+  explicit LineTable(int64_t longest)
+      : w(longest + 1), v(longest + 1), w_below(longest + 1), v_below(longest + 1), below(longest + 1) {}
 
-  void prepare(int64_t lines, int64_t entries, double p) {
+  void prepare(int64_t lines, int64_t entries, double p, const double* atoms) {
     if (lines == M && entries == N) return;
     M = lines;
     N = entries;
-    const LineLaw law = LineLaw::of(M, N, p);
+    const LineLaw law = LineLaw::of(M, N, p, atoms);
     a = law.a / 2;  // the game is half of each part
     b = law.b / 2;
     w[0] = v[0] = w_below[N - 1] = v_below[N - 1] = 0;
@@ -44,40 +45,44 @@ struct LineTable {
       w_below[k - 1] = w_below[k] + w[k];
       v_below[k - 1] = v_below[k] + v[k];
     }
+    for (int64_t k = 0; k < N; ++k) below[k] = {w_below[k] + v_below[k], v_below[k]};
   }
 
   int64_t M = -1, N = -1;
   double a = 0, b = 0;
   Buffer<double> w, v, w_below, v_below;
+  Buffer<Two<double>> below;
 };
 
 // f becomes F + G and g becomes G of every entry.
 struct ForwardSweep {
   template <class T>
-  static LOUPE_INLINE void run(const Key<T>* keys, int64_t n, const LineTable& table, Two<T>* part, Int active, Int base) {
+  static LOUPE_INLINE void run(const Key<T>* keys, int64_t n, const LineTable& table, Two<T>* part) {
+    const double a = table.a + table.b, b = table.b;
+    const Two<double>* weights_below = table.below.data;
     Real below = keys[n - 1].value(), hinge_f{}, hinge_g{};
     for (int64_t k = n - 1; k >= 0; --k) {
       const Real x = keys[k].value(), drop = x - below;
       below = x;
-      hinge_f += drop * table.w_below.data[k];
-      hinge_g += drop * table.v_below.data[k];
-      const Real g = x * table.b + hinge_g;
-      scatter(part, (keys[k].offset() & active) + base, x * table.a + hinge_f + g, g);
+      hinge_f += drop * weights_below[k].f;
+      hinge_g += drop * weights_below[k].g;
+      scatter(part, keys[k].offset(), x * a + hinge_f, x * b + hinge_g);
     }
   }
 };
 
-// f, the gradient of F, and g, the gradient of G, become the gradient of the entry (in f).
+// f and g, what reaches F and G of every entry, become the gradient of its score (in f).
 struct BackwardSweep {
   template <class T>
-  static LOUPE_INLINE void run(const Key<T>* keys, int64_t n, const LineTable& table, Two<T>* part, Int active, Int base) {
+  static LOUPE_INLINE void run(const Key<T>* keys, int64_t n, const LineTable& table, Two<T>* part) {
+    const double a = table.a, b = table.b;
+    const double *w = table.w.data, *v = table.v.data, *w_below = table.w_below.data, *v_below = table.v_below.data;
     Real f_above{}, g_above{};
     for (int64_t k = 0; k < n; ++k) {
-      const Int at = (keys[k].offset() & active) + base;
+      const Int at = keys[k].offset();
       Real f, g;
       gather(part, at, f, g);
-      const Real grad = f * (table.a + table.w_below.data[k]) + g * (table.b + table.v_below.data[k]) -
-                        (f_above * table.w.data[k] + g_above * table.v.data[k]);
+      const Real grad = f * (a + w_below[k]) + g * (b + v_below[k]) - (f_above * w[k] + g_above * v[k]);
       f_above += f;
       g_above += g;
       scatter(part, at, grad, grad);
@@ -85,31 +90,79 @@ struct BackwardSweep {
   }
 };
 
-// Copies a matrix into padded rows; the result says whether all of it is finite.
-template <class In, class T>
-bool load_matrix(const In* from, int64_t ld, int64_t M, int64_t N, T* to) {
-  typedef std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t> Bits;
-  constexpr Bits exponent = sizeof(T) == 8 ? Bits(0x7ff0000000000000) : Bits(0x7f800000);
-  Bits wrong = 0;
-  for (int64_t i = 0; i < M; ++i, from += ld, to += padded(N))
-    for (int64_t j = 0; j < N; ++j) {
-      const T x = Storage<In>::widen(from[j]);
-      to[j] = x;
-      Bits bits;
-      std::memcpy(&bits, &x, sizeof bits);
-      wrong |= (bits & exponent) == exponent;
-    }
-  return !wrong;
+// A problem's rows are read and written by whole vectors wherever `room`, the entries left in the problem, allows: lanes
+// beyond the row's n are cleared when read, and written again by the next row when written.
+template <class T, class In>
+LOUPE_INLINE Vec<T> load_wide(const In* from, int64_t n, int64_t room) {
+  Vec<T> x{};
+  if constexpr (std::is_same_v<In, T>) {
+    if (room >= kLanes) x = load<Vec<T>>(from);
+    else std::memcpy(&x, from, n * sizeof(T));
+  } else {
+    for (int l = 0; l < (room >= kLanes ? kLanes : n); ++l) x[l] = Storage<In>::widen(from[l]);
+  }
+  return n >= kLanes ? x : first_lanes<T>(n) ? x : Vec<T>{};
 }
 
-// Sorts kLanes rows at a time of [rows, n] and sweeps them; entry k of row i is part[i * padded(n) + k], and lanes without
-// a row use part[spare].
+template <class T, class In>
+LOUPE_INLINE void store_narrow(In* to, Vec<T> x, int64_t n, int64_t room) {
+  if constexpr (std::is_same_v<In, T>) {
+    if (room >= kLanes) store(to, x);
+    else std::memcpy(to, &x, std::min<int64_t>(n, kLanes) * sizeof(T));
+  } else {
+    for (int l = 0; l < (room >= kLanes ? kLanes : std::min<int64_t>(n, kLanes)); ++l) to[l] = Storage<In>::narrow(x[l]);
+  }
+}
+
+// Copies the first M rows and N columns of [rows, ld] into rows padded with 0 (lanes without a column must order like any
+// other); says whether all of it is finite.
+template <class In, class T>
+bool load_matrix(const In* from, int64_t rows, int64_t ld, int64_t M, int64_t N, T* to) {
+  typedef std::conditional_t<sizeof(T) == 8, int64_t, int32_t> Bits;
+  constexpr Bits exponent = sizeof(T) == 8 ? Bits(0x7ff0000000000000) : Bits(0x7f800000);
+  Vec<Bits> wrong{};
+  for (int64_t i = 0; i < M; ++i, from += ld, to += padded(N))
+    for (int64_t j = 0; j < N; j += kLanes) {
+      const Vec<T> x = load_wide<T>(from + j, N - j, (rows - i) * ld - j);
+      wrong |= ((Vec<Bits>)x & exponent) == exponent;
+      store(to + j, x);
+    }
+  Bits any = 0;
+  for (int l = 0; l < kLanes; ++l) any |= wrong[l];
+  return any == 0;
+}
+
+// Where a lane's entries live: entry k at first + k * step; all entries of a lane without a line at `spare`.
+struct Places {
+  LOUPE_INLINE Places(int64_t line, int64_t lines, int64_t line_step, int64_t entry_step, int64_t spare) {
+    Int lane;
+    for (int l = 0; l < kLanes; ++l) lane[l] = l;
+    const Int active = lane < lines - line;
+    at = active ? (lane + line) * line_step : Int{} + spare;
+    step = active ? Int{} + entry_step : Int{};
+  }
+  LOUPE_INLINE Int next() {
+    const Int here = at;
+    at += step;
+    return here;
+  }
+  Int at, step;
+};
+
+template <class Sweep, class T>
+LOUPE_INLINE void sort_and_sweep(Key<T>* keys, int64_t n, const LineTable& table, Two<T>* part) {
+  for (int64_t k = n; k < sorted_size(n); ++k) keys[k] = Key<T>::last();
+  sort_lines(keys, n);
+  Sweep::run(keys, n, table, part);
+}
+
+// Sorts kLanes rows at a time of [rows, n] and sweeps them; entry k of row i is part[i * padded(n) + k].
 template <class Sweep, class T>
 void sweep_rows(const T* scores, int64_t rows, int64_t n, const LineTable& table, Key<T>* keys, Two<T>* part,
                 int64_t spare) {
-  const int64_t stride = padded(n), size = sorted_size(n);
-  const Int lane = [&] { Int x; for (int l = 0; l < kLanes; ++l) x[l] = l; return x; }();
+  const int64_t stride = padded(n);
   for (int64_t i = 0; i < rows; i += kLanes) {
+    Places places(i, rows, stride, 1, spare);
     for (int64_t k = 0; k < n; k += kLanes) {
       Vec<T> square[kLanes];
 #pragma GCC unroll 8
@@ -117,12 +170,9 @@ void sweep_rows(const T* scores, int64_t rows, int64_t n, const LineTable& table
       transpose<1, T>(square, kLaneSequence);
 #pragma GCC unroll 8
       for (int l = 0; l < kLanes; ++l)
-        if (k + l < n) keys[k + l] = Key<T>::make(__builtin_convertvector(square[l], Real), Int{} + (k + l));
+        if (k + l < n) keys[k + l] = Key<T>::make(__builtin_convertvector(square[l], Real), places.next());
     }
-    for (int64_t k = n; k < size; ++k) keys[k] = Key<T>::last();
-    sort_lines(keys, n);
-    const Int active = lane < rows - i;
-    Sweep::run(keys, n, table, part, active, active ? (lane + i) * stride : Int{} + spare);
+    sort_and_sweep<Sweep>(keys, n, table, part);
   }
 }
 
@@ -130,18 +180,15 @@ void sweep_rows(const T* scores, int64_t rows, int64_t n, const LineTable& table
 template <class Sweep, class T>
 void sweep_columns(const T* scores, int64_t n, int64_t columns, const LineTable& table, Key<T>* keys, Two<T>* part,
                    int64_t spare) {
-  const int64_t stride = padded(columns), size = sorted_size(n);
-  const Int lane = [&] { Int x; for (int l = 0; l < kLanes; ++l) x[l] = l; return x; }();
+  const int64_t stride = padded(columns);
   for (int64_t j = 0; j < columns; j += kLanes) {
-    for (int64_t k = 0; k < n; ++k) keys[k] = Key<T>::make(load_real(scores + k * stride + j), Int{} + k * stride);
-    for (int64_t k = n; k < size; ++k) keys[k] = Key<T>::last();
-    sort_lines(keys, n);
-    const Int active = lane < columns - j;
-    Sweep::run(keys, n, table, part, active, active ? lane + j : Int{} + spare);
+    Places places(j, columns, 1, stride, spare);
+    for (int64_t k = 0; k < n; ++k) keys[k] = Key<T>::make(load_real(scores + k * stride + j), places.next());
+    sort_and_sweep<Sweep>(keys, n, table, part);
   }
 }
 
-// Totals over rows [N] and over columns [M] of padded numbers: `total` gets one sum a column, along(i) is one row's.
+// The sum of g over every column.
 template <class T>
 void column_totals(const Two<T>* part, int64_t M, int64_t N, T* total) {
   for (int64_t j = 0; j < N; j += kLanes) {
@@ -151,6 +198,7 @@ void column_totals(const Two<T>* part, int64_t M, int64_t N, T* total) {
   }
 }
 
+// The sum of g over one row.
 template <class T>
 LOUPE_INLINE T row_total(const Two<T>* row, int64_t N) {
   Vec<T> sum{};
@@ -159,14 +207,6 @@ LOUPE_INLINE T row_total(const Two<T>* row, int64_t N) {
     sum += N - j >= kLanes ? g : first_lanes<T>(N - j) ? g : Vec<T>{};
   }
   return lane_sum<T>(sum);
-}
-
-template <class T, class In>
-LOUPE_INLINE void store_narrow(In* to, Vec<T> x, int64_t n) {
-  if constexpr (std::is_same_v<In, T>) {
-    if (n >= kLanes) return store(to, x);
-  }
-  for (int l = 0; l < std::min<int64_t>(n, kLanes); ++l) to[l] = Storage<In>::narrow(x[l]);
 }
 
 // One thread's scratch, and the work on up to `group` problems of equal size at once.
@@ -178,7 +218,9 @@ class Pairwise {
   Pairwise(const PairwiseCall& call, int64_t group)
       : call_(call), size_(call.M * padded(call.N)), scores_(group * size_), col_scores_(call.col_scores ? group * size_ : 0),
         rows_(group * size_ + kLanes), cols_(group * size_ + kLanes), keys_(sorted_size(std::max(call.M, call.N))),
-        total_(padded(call.N)), row_table_(call.N), col_table_(call.M), finite_(new bool[group]) {}
+        total_(padded(call.N)), atoms_(call.M + call.N + 1), row_table_(call.N), col_table_(call.M), finite_(group) {
+    for (int64_t k = 0; k <= call.M + call.N; ++k) atoms_[k] = LineLaw::atom(k, call.p);
+  }
 
   void forward(int64_t first, int64_t count, int64_t M, int64_t N, In* out) {
     load_scores(first, count, M, N);
@@ -192,7 +234,8 @@ class Pairwise {
         const T along = row_total<T>(col, N);
         for (int64_t j = 0; j < N; j += kLanes) {
           const Vec<T> both = even<T>(load<Pairs<T>>(row + j) + load<Pairs<T>>(col + j));
-          store_narrow<T>(to + j, both - (load<Vec<T>>(total_ + j) + along), N - j);
+          const int64_t room = (call_.M - i) * call_.N - j;
+          store_narrow<T>(to + j, both - (load<Vec<T>>(total_ + j) + along), N - j, room);
         }
       }
       finish(g, first + g, M, N, out);
@@ -210,8 +253,9 @@ class Pairwise {
       for (int64_t i = 0; i < M; ++i, row += padded(N), col += padded(N))
         for (int64_t j = 0; j < N; j += kLanes) {
           const Pairs<T> x = load<Pairs<T>>(row + j), y = load<Pairs<T>>(col + j);
-          store_narrow<T>(grad_scores + at + i * call_.N + j, even<T>(grad_cols ? x : x + y), N - j);
-          if (grad_cols) store_narrow<T>(grad_cols + at + i * call_.N + j, even<T>(y), N - j);
+          const int64_t to = at + i * call_.N + j, room = (call_.M - i) * call_.N - j;
+          store_narrow<T>(grad_scores + to, even<T>(grad_cols ? x : x + y), N - j, room);
+          if (grad_cols) store_narrow<T>(grad_cols + to, even<T>(y), N - j, room);
         }
       finish(g, first + g, M, N, grad_scores);
       if (grad_cols) finish(g, first + g, M, N, grad_cols);
@@ -222,13 +266,17 @@ class Pairwise {
   void load_scores(int64_t first, int64_t count, int64_t M, int64_t N) {
     for (int64_t g = 0; g < count; ++g) {
       const int64_t from = (first + g) * call_.M * call_.N, to = g * M * padded(N);
-      finite_[g] = load_matrix(static_cast<const In*>(call_.scores) + from, call_.N, M, N, scores_ + to);
+      finite_[g] = load_matrix(static_cast<const In*>(call_.scores) + from, call_.M, call_.N, M, N, scores_ + to);
       if (call_.col_scores)
-        finite_[g] &= load_matrix(static_cast<const In*>(call_.col_scores) + from, call_.N, M, N, col_scores_ + to);
+        finite_[g] &= load_matrix(static_cast<const In*>(call_.col_scores) + from, call_.M, call_.N, M, N, col_scores_ + to);
+      if (finite_[g]) continue;
+      std::fill_n(scores_ + to, M * padded(N), T(0));  // its keys would lose their offsets; `finish` writes its result
+      if (call_.col_scores) std::fill_n(col_scores_ + to, M * padded(N), T(0));
     }
   }
 
-  // f = the gradient of F + G of the entry, g = that of G of the entry, whose negated sum over the lines it is part of.
+  // f, what reaches F, is the entry's gradient; g, what reaches G, is that minus its total over the lines, each of which
+  // subtracts the others' G.
   void load_grad(const In* grad, int64_t g, int64_t M, int64_t N) {
     Two<T>* row = rows_ + g * M * padded(N);
     Two<T>* col = cols_ + g * M * padded(N);
@@ -249,8 +297,8 @@ class Pairwise {
   template <class Sweep>
   void sweep(int64_t count, int64_t M, int64_t N) {
     if (M == 0 || N == 0) return;
-    row_table_.prepare(M, N, call_.p);
-    col_table_.prepare(N, M, call_.p);
+    row_table_.prepare(M, N, call_.p, atoms_);
+    col_table_.prepare(N, M, call_.p, atoms_);
     const int64_t size = M * padded(N);
     sweep_rows<Sweep, T>(scores_, count * M, N, row_table_, keys_, rows_, count * size);
     const T* col_scores = call_.col_scores ? col_scores_ : scores_;
@@ -273,14 +321,16 @@ class Pairwise {
   Buffer<Two<T>> rows_, cols_;
   Buffer<Key<T>> keys_;
   Buffer<T> total_;
+  Buffer<double> atoms_;
   LineTable row_table_, col_table_;
-  std::unique_ptr<bool[]> finite_;
+  Buffer<bool> finite_;
 };
 
 // Calls work(scratch, first, count, M, N) for runs of equal problems.
 template <class In, class Work>
 void for_each_group(const PairwiseCall& call, int threads, const Work& work) {
-  constexpr int64_t kGroup = 1024, kChunk = 8192;  // entries whose scratch stays in the first-level cache; that pay for a thread
+  constexpr int64_t kGroup = 1024;  // entries whose scratch stays in the first-level cache
+  constexpr int64_t kChunk = 8192;  // entries that pay for a thread
   const int64_t area = std::max<int64_t>(call.M * call.N, 1);
   const int64_t group = std::max<int64_t>(kGroup / area, 1), chunk = std::max<int64_t>(kChunk / area, 1);
   const auto rows = [&](int64_t b) { return call.region_lengths ? call.region_lengths[b] : call.M; };
@@ -289,7 +339,9 @@ void for_each_group(const PairwiseCall& call, int threads, const Work& work) {
     return [&, scratch = std::make_unique<Pairwise<In>>(call, std::min(group, call.B))](int64_t begin, int64_t end) {
       while (begin < end) {
         int64_t count = 1;
-        while (count < group && begin + count < end && rows(begin + count) == rows(begin) && cols(begin + count) == cols(begin)) ++count;
+        while (count < group && begin + count < end && rows(begin + count) == rows(begin) &&
+               cols(begin + count) == cols(begin))
+          ++count;
         work(*scratch, begin, count, rows(begin), cols(begin));
         begin += count;
       }
@@ -297,15 +349,6 @@ void for_each_group(const PairwiseCall& call, int threads, const Work& work) {
   });
 }
 
-template <class Work>
-void for_dtype(DType dtype, const Work& work) {
-  switch (dtype) {
-    case DType::f16: return work(Float16{});
-    case DType::bf16: return work(BFloat16{});
-    case DType::f32: return work(float{});
-    case DType::f64: return work(double{});
-  }
-}
 }  // namespace
 
 void pairwise_forward(const PairwiseCall& call, void* out, int threads) {

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -9,8 +10,15 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def check_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
-    if value.layout != torch.strided:
-        raise TypeError(f"{name}: expected a dense (strided) tensor, got layout {value.layout}")
+    if value.layout != torch.strided or value.is_nested:
+        got = "a nested one" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name}: expected a dense (strided) tensor, got {got}")
+
+
+def check_no_tangent(name: str, value: Tensor | None) -> None:
+    """The ops have no forward-mode derivative, and torch would take its absence for zero."""
+    if value is not None and forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None:
+        raise RuntimeError(f"{name}: forward-mode differentiation is not supported, got a dual tensor")
 
 
 def check_floating(name: str, value: Tensor) -> None:
@@ -42,10 +50,16 @@ def check_lengths(name: str, value: object, shape: torch.Size, device: torch.dev
 
 def check_index(index: object, p: object) -> float | None:
     """The probability of the p-weighted Banzhaf index, or None for the Shapley index."""
-    if index not in ("shapley", "banzhaf"):
+    if not isinstance(index, str) or index not in ("shapley", "banzhaf"):
         raise ValueError(f"index: expected 'shapley' or 'banzhaf', got {index!r}")
     if isinstance(p, bool) or not isinstance(p, (int, float)):
         raise TypeError(f"p: expected a float, got {type(p).__name__}")
     if not 0 < p < 1:
         raise ValueError(f"p: expected a probability strictly between 0 and 1, got {p}")
     return None if index == "shapley" else float(p)
+
+
+def check_probability(p: float | None) -> None:
+    """The same for an op called past its public function."""
+    if p is not None and not 0 < p < 1:
+        raise ValueError(f"p: expected None or a probability strictly between 0 and 1, got {p}")

@@ -1,5 +1,6 @@
 """The compiled kernels, and which backend serves a device."""
 
+import contextlib
 import os
 
 import torch
@@ -10,11 +11,12 @@ BACKENDS = ("auto", "cpu", "cuda", "triton")
 
 
 def has_triton() -> bool:
+    """Whether triton 3.2 or newer (the first with `tl.gather`) is installed."""
     try:
-        import triton  # noqa: F401
+        import triton
     except ImportError:
         return False
-    return True
+    return tuple(int(x) for x in triton.__version__.split(".")[:2]) >= (3, 2)
 
 
 def triton_is_interpreted() -> bool:
@@ -24,6 +26,8 @@ def triton_is_interpreted() -> bool:
 
 def resolve_backend(backend: str, device: torch.device) -> str:
     """The backend that will run on `device`; raises for one that is unknown, absent, or of another device."""
+    if backend == "auto" and device.type == "cpu":
+        return "cpu"
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
     if device.type not in ("cpu", "cuda", "meta"):
@@ -36,13 +40,13 @@ def resolve_backend(backend: str, device: torch.device) -> str:
         if has_triton():
             return "triton"
         raise RuntimeError(
-            "backend: tensors are on cuda, and this build has no CUDA kernels and triton is not installed; "
+            "backend: tensors are on cuda, and this build has no CUDA kernels and triton 3.2 is not installed; "
             "expected a build with nvcc (LOUPE_CUDA=ON) or `pip install 'loupe-ext[triton]'`"
         )
     if backend == "triton":
         if not has_triton():
             raise RuntimeError(
-                "backend: 'triton' needs the triton package (`pip install 'loupe-ext[triton]'`), got none"
+                "backend: 'triton' needs triton 3.2 or newer (`pip install 'loupe-ext[triton]'`), got none"
             )
         if device.type == "cpu" and not triton_is_interpreted():
             raise RuntimeError(
@@ -65,3 +69,17 @@ def address(tensor: torch.Tensor | None) -> int:
 
 def dtype_name(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Makes a GPU the current one, for what launches on the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def current_stream(device: torch.device) -> int:
+    return torch.cuda.current_stream(device).cuda_stream
+
+
+def dense_lengths(lengths: torch.Tensor | None) -> torch.Tensor | None:
+    """Lengths as the kernels read them: int64, contiguous, and out of reach of other threads once they are checked."""
+    return None if lengths is None else lengths.to(torch.int64, copy=True).contiguous()

@@ -17,13 +17,17 @@ def register(
     fake: Callable[..., Any],
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., Any] | None = None,
+    dispatch: tuple[str, ...] = ("CPU", "CUDA"),
 ) -> Any:
-    """Define `torch.ops.loupe.<name>` from its schema and return it. Without `backward`, differentiating it raises."""
+    """Define `torch.ops.loupe.<name>` from its schema and return it. Without `backward`, differentiating it raises.
+
+    `dispatch` names the keys that the implementation serves; an op without tensor arguments has "BackendSelect".
+    """
     name = schema.split("(")[0]
     qualified = f"loupe::{name}"
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    for device in ("CPU", "CUDA"):
-        _library.impl(name, implementation, device)
+    for key in dispatch:
+        _library.impl(name, implementation, key)
     torch.library.register_fake(qualified, fake, lib=_library)
 
     def no_backward(ctx: Any, *grads: Any) -> Any:

@@ -6,8 +6,16 @@ import torch
 from torch import Tensor
 
 from loupe_ext import _C
-from loupe_ext.ops._checks import check_floating, check_index, check_lengths, check_like, check_tensor
-from loupe_ext.ops._native import address, dtype_name, resolve_backend
+from loupe_ext.ops._checks import (
+    check_floating,
+    check_index,
+    check_lengths,
+    check_like,
+    check_no_tangent,
+    check_probability,
+    check_tensor,
+)
+from loupe_ext.ops._native import address, current_stream, dense_lengths, dtype_name, on_device, resolve_backend
 from loupe_ext.ops._register import register
 
 MAX_ENTRIES = 2**28  # of one problem's scores, padded; the CPU kernel's sort keys carry an entry's offset in 28 bits
@@ -50,17 +58,21 @@ def pairwise_interactions(
 
     Returns:
         Interactions in the unit of the scores, shape and dtype of `scores`. Half types are computed in float32.
-        A problem that holds NaN or infinity comes back all NaN; other problems are not touched by it. On a GPU, where
+        A problem that holds NaN or infinity comes back all NaN; other problems are not touched by it (nor is a result
+        defined for scores beyond an eighth of what their dtype, or for half types float32, can hold). On a GPU, where
         lengths cannot be checked without waiting for it, a problem with a length out of range comes back all NaN.
 
-    The result is differentiable once in both inputs. It is piecewise linear in them; on a tie the gradient is that of
-    the linear piece in which the entry of lower index is the larger. The same bits come back for any thread count and
-    any split of the batch.
+    The result is differentiable once in both inputs, backward. It is piecewise linear in them; on a tie the gradient is
+    that of the linear piece in which the entry of lower index is the larger. The same bits come back for any thread
+    count and any split of the batch.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
-        ValueError: an argument has the wrong shape, device or value.
-        RuntimeError: the backend is absent or cannot run on the tensors' device; or double backward was asked for.
+        ValueError: an argument has the wrong shape, device or value; or a problem is too large: 2^28 entries on a CPU,
+            with CUDA rows or columns that do not fit the GPU's shared memory (about 4,000 float32 or 2,000 float64
+            entries on an H100), with Triton 4,096.
+        RuntimeError: the backend is absent or cannot run on the tensors' device; or double backward or forward-mode
+            differentiation was asked for.
 
     Example:
         >>> import torch, loupe_ext
@@ -68,47 +80,82 @@ def pairwise_interactions(
         tensor([[ 0.7500, -0.2500],
                 [-0.2500,  0.7500]])
     """
+    probability = check_index(index, p)
     check_tensor("scores", scores)
-    if scores.dim() not in (2, 3):
-        raise ValueError(f"scores: expected shape [B, M, N] or [M, N], got {tuple(scores.shape)}")
-    check_floating("scores", scores)
-    if col_scores is not None:
-        check_tensor("col_scores", col_scores)
-        check_like("col_scores", col_scores, "scores", scores)
+    for name, value in (
+        ("col_scores", col_scores),
+        ("region_lengths", region_lengths),
+        ("phrase_lengths", phrase_lengths),
+    ):
+        if value is not None:
+            check_tensor(name, value)
+    check_no_tangent("scores", scores)
+    check_no_tangent("col_scores", col_scores)
+    resolve_backend(backend, scores.device)
+    if scores.dim() != 2:
+        return _pairwise(scores, col_scores, region_lengths, phrase_lengths, probability, backend)
     for name, lengths in (("region_lengths", region_lengths), ("phrase_lengths", phrase_lengths)):
         if lengths is not None:
-            check_lengths(name, lengths, scores.shape[:-2], scores.device)
-    M, N = scores.shape[-2:]
-    if M * (N + 8) >= MAX_ENTRIES:
-        raise ValueError(f"scores: expected fewer than 2^28 entries a problem, got {M} x {N}")
-    probability = check_index(index, p)
-    resolve_backend(backend, scores.device)
-    if scores.dim() == 3:
-        return _pairwise(scores, col_scores, region_lengths, phrase_lengths, probability, backend)
+            check_lengths(name, lengths, scores.shape[:0], scores.device)
     batch = [None if x is None else x.unsqueeze(0) for x in (scores, col_scores, region_lengths, phrase_lengths)]
     return _pairwise(*batch, probability, backend).squeeze(0)
 
 
-def _dense(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if x is None else x.contiguous() for x in tensors]
+def _check(
+    scores: Tensor, cols: Tensor | None, rows_of: Tensor | None, cols_of: Tensor | None, p: float | None
+) -> None:
+    if scores.dim() != 3:
+        raise ValueError(f"scores: expected shape [B, M, N] or [M, N], got {tuple(scores.shape)}")
+    check_floating("scores", scores)
+    if cols is not None:
+        check_like("col_scores", cols, "scores", scores)
+    if rows_of is not None:
+        check_lengths("region_lengths", rows_of, scores.shape[:1], scores.device)
+    if cols_of is not None:
+        check_lengths("phrase_lengths", cols_of, scores.shape[:1], scores.device)
+    M, N = scores.shape[1:]
+    if M * (N + 8) >= MAX_ENTRIES:
+        raise ValueError(f"scores: expected fewer than 2^28 entries a problem, got {M} x {N}")
+    check_probability(p)
 
 
-def _lengths(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if x is None else x.to(torch.int64).contiguous() for x in tensors]
+class _Call:
+    """One call of the native kernels: dense tensors, kept alive, and their addresses."""
+
+    def __init__(
+        self, scores: Tensor, cols: Tensor | None, rows_of: Tensor | None, cols_of: Tensor | None, p: float | None
+    ) -> None:
+        self.scores = scores.contiguous()
+        self.cols = None if cols is None else cols.contiguous()
+        self.rows_of, self.cols_of, self.p = dense_lengths(rows_of), dense_lengths(cols_of), p
+        self.tensors = (self.scores, self.cols, self.rows_of, self.cols_of)
+
+    def native(self) -> _C.PairwiseCall:
+        s, c, m, n = (address(x) for x in self.tensors)
+        B, M, N = self.scores.shape
+        return _C.PairwiseCall(s, c, m, n, B, M, N, dtype_name(self.scores), self.p)
 
 
 def _forward(
     scores: Tensor, cols: Tensor | None, rows_of: Tensor | None, cols_of: Tensor | None, p: float | None, backend: str
 ) -> Tensor:
+    _check(scores, cols, rows_of, cols_of, p)
     chosen = resolve_backend(backend, scores.device)
-    s, c = _dense(scores, cols)
-    m, n = _lengths(rows_of, cols_of)
-    assert s is not None
-    out = torch.empty_like(s)
-    B, M, N = s.shape
-    call = (address(s), address(c), address(m), address(n), B, M, N, dtype_name(s), p)
+    call = _Call(scores, cols, rows_of, cols_of, p)
+    out = torch.empty_like(call.scores)
+    if out.numel() == 0:
+        return out
     if chosen == "cpu":
-        _C.pairwise_cpu(*call, address(out), torch.get_num_threads())
+        _C.pairwise_cpu(call.native(), address(out), torch.get_num_threads())
+        return out
+    with on_device(scores.device):
+        if chosen == "triton":
+            from loupe_ext.triton import pairwise as kernels
+
+            return kernels.forward(*call.tensors, p)
+        native = call.native()
+        scratch = out.new_empty(_C.pairwise_scratch_bytes_cuda(native), dtype=torch.uint8)
+        _C.pairwise_cuda(native, address(out), address(scratch), current_stream(scores.device))
     return out
 
 
@@ -121,25 +168,47 @@ def _backward(
     p: float | None,
     backend: str,
 ) -> list[Tensor]:
+    _check(scores, cols, rows_of, cols_of, p)
+    check_like("grad", grad, "scores", scores)
     chosen = resolve_backend(backend, scores.device)
-    g, s, c = _dense(grad, scores, cols)
-    m, n = _lengths(rows_of, cols_of)
-    assert s is not None
-    grads = [torch.empty_like(s) for _ in range(1 if c is None else 2)]
-    B, M, N = s.shape
-    call = (address(s), address(c), address(m), address(n), B, M, N, dtype_name(s), p)
+    call = _Call(scores, cols, rows_of, cols_of, p)
+    grads = [torch.empty_like(x) for x in (call.scores, call.cols) if x is not None]
+    grad = grad.contiguous()
+    if grad.numel() == 0:
+        return grads
+    results = address(grads[0]), address(grads[1]) if len(grads) == 2 else 0
     if chosen == "cpu":
-        _C.pairwise_backward_cpu(
-            *call, address(g), address(grads[0]), address(grads[1]) if c is not None else 0, torch.get_num_threads()
-        )
+        _C.pairwise_backward_cpu(call.native(), address(grad), *results, torch.get_num_threads())
+        return grads
+    with on_device(scores.device):
+        if chosen == "triton":
+            from loupe_ext.triton import pairwise as kernels
+
+            return kernels.backward(grad, *call.tensors, p)
+        native = call.native()
+        scratch = grad.new_empty(_C.pairwise_scratch_bytes_cuda(native), dtype=torch.uint8)
+        _C.pairwise_backward_cuda(native, address(grad), *results, address(scratch), current_stream(scores.device))
     return grads
 
 
-def _fake_forward(scores: Tensor, *rest: Any) -> Tensor:
+def _fake_forward(
+    scores: Tensor, cols: Tensor | None, rows_of: Tensor | None, cols_of: Tensor | None, p: float | None, backend: str
+) -> Tensor:
+    _check(scores, cols, rows_of, cols_of, p)
     return torch.empty_like(scores, memory_format=torch.contiguous_format)
 
 
-def _fake_backward(grad: Tensor, scores: Tensor, cols: Tensor | None, *rest: Any) -> list[Tensor]:
+def _fake_backward(
+    grad: Tensor,
+    scores: Tensor,
+    cols: Tensor | None,
+    rows_of: Tensor | None,
+    cols_of: Tensor | None,
+    p: float | None,
+    backend: str,
+) -> list[Tensor]:
+    _check(scores, cols, rows_of, cols_of, p)
+    check_like("grad", grad, "scores", scores)
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (scores, cols) if x is not None]
 
 

@@ -1,0 +1,109 @@
+"""Prints pytest-benchmark's JSON as the README's table, and keeps a compact copy of the medians.
+
+python -m bench.table build/bench.json [bench/results/cpu.json]
+"""
+
+import json
+import sys
+from pathlib import Path
+
+
+def medians(report: dict) -> dict[tuple[str, ...], tuple[float, int]]:
+    """(device, direction, size, side) -> median seconds a call, pairs a call."""
+    found = {}
+    for entry in report["benchmarks"]:
+        info = entry["extra_info"]
+        key = tuple(info[k] for k in ("device", "direction", "size", "side"))
+        found[key] = entry["stats"]["median"], info["pairs"]
+    return found
+
+
+def batch_table(times: dict, device: str) -> list[str]:
+    sizes = [size for d, direction, size, side in times if (d, direction, side) == (device, "forward", "loupe_ext")]
+    rows = [
+        "| M x N | forward, ns a pair | torch, times as long | backward, ns a pair | torch, times as long |"
+        " 2 threads | one problem |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for size in sizes:
+        cells = []
+        for direction in ("forward", "backward"):
+            reference = times[device, direction, size, "reference"][0]
+            ours, pairs = times[device, direction, size, "loupe_ext"]
+            cells += [f"{ours / pairs * 1e9:.2f}", f"{reference / ours:.0f} x"]
+        threaded = times.get((device, "forward", size, "loupe_ext, 2 threads"))
+        one = times.get((device, "one", size, "loupe_ext"))
+        cells.append(f"{times[device, 'forward', size, 'loupe_ext'][0] / threaded[0]:.2f} x" if threaded else "-")
+        cells.append(f"{one[0] * 1e6:.0f} us" if one else "-")
+        rows.append(f"| {size} | {' | '.join(cells)} |")
+    return rows
+
+
+def draw_table(times: dict, device: str) -> list[str]:
+    rows = ["| players | uniform, ns | torch, times as long | banzhaf, ns | permutation, ns | copy of the bits, ns |"]
+    rows.append("|---|---|---|---|---|---|")
+    for d, direction, size, side in times:
+        if (d, direction, side) == (device, "draw", "uniform"):
+            ns = {
+                key[3]: seconds / samples * 1e9
+                for key, (seconds, samples) in times.items()
+                if key[:3] == (device, "draw", size)
+            }
+            cells = [f"{ns['uniform']:.1f}", f"{ns['torch'] / ns['uniform']:.0f} x"]
+            cells += [f"{ns[x]:.1f}" for x in ("banzhaf", "permutations", "copy")]
+            rows.append(f"| {size} | {' | '.join(cells)} |")
+    return rows
+
+
+def shapiq_table(times: dict) -> list[str]:
+    rows = ["| M x N | shapiq, exact | loupe_ext, a problem | ratio |", "|---|---|---|---|"]
+    for device, direction, size, side in times:
+        if (direction, side) == ("shapiq", "shapiq"):
+            seconds, pairs = times[device, direction, size, side]
+            ours, all_pairs = times[device, direction, size, "loupe_ext"]
+            ours *= pairs / all_pairs
+            rows.append(f"| {size} | {seconds:.2f} s | {ours * 1e6:.2f} us | {seconds / ours:.1e} |")
+    return rows
+
+
+def main(source: str, keep: str | None = None) -> None:
+    report = json.loads(Path(source).read_text())
+    times = medians(report)
+    machine = report["machine_info"]
+    about = {
+        "date": report["datetime"][:10],
+        "processor": machine["cpu"].get("brand_raw", machine["processor"]),
+        "simd": machine["cpu_target"],
+        "gpu": machine.get("gpu"),
+        "python": machine["python_version"],
+        "torch": machine["torch"],
+    }
+    print(", ".join(f"{k} {v}" for k, v in about.items() if v), end="\n\n")
+    for device in dict.fromkeys(key[0] for key in times):
+        print(f"`pairwise_interactions` on {device}, batches of float32 problems:\n")
+        print("\n".join(batch_table(times, device)), end="\n\n")
+        print(f"`sample_coalitions` and `sample_permutations` on {device}, a sample:\n")
+        print("\n".join(draw_table(times, device)), end="\n\n")
+    targets = [key for key in times if key[1] == "target"]
+    if targets:
+        print("`pairwise_interactions`, forward, on other SIMD targets, ns a pair:\n")
+        sizes = list(dict.fromkeys(key[2] for key in targets))
+        print(f"| target | {' | '.join(sizes)} |\n|---|{'---|' * len(sizes)}")
+        for side in dict.fromkeys(key[3] for key in targets):
+            cells = (times["cpu", "target", size, side] for size in sizes)
+            print(f"| {side} | {' | '.join(f'{seconds / pairs * 1e9:.2f}' for seconds, pairs in cells)} |")
+        print()
+    if any(key[1] == "shapiq" for key in times):
+        print("`pairwise_interactions` beside the same by enumeration:\n")
+        print("\n".join(shapiq_table(times)))
+    if keep:
+        rows = [dict(zip(("device", "direction", "size", "side"), key, strict=True)) for key in times]
+        rows = [
+            {**row, "seconds": value[0], "pairs": value[1]} for row, value in zip(rows, times.values(), strict=True)
+        ]
+        Path(keep).parent.mkdir(parents=True, exist_ok=True)
+        Path(keep).write_text(json.dumps({**about, "medians": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,225 @@
+"""Exact pair interactions in Triton: a program takes a few lines (rows or columns) of one problem.
+
+The line's scores are sorted, scans give F and G (python_ref/pairwise.py) at every sorted place, and each entry finds
+its place by binary search: no index has to travel through the sort, and every dtype takes the same way.
+"""
+
+import math
+import struct
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+MAX_LINE = 4096  # entries; the sort of a line is unrolled
+
+
+@triton.jit
+def _line_law(M, N, k, t, p, log_q, SHAPLEY: tl.constexpr):
+    """a, b and, at the places k of a sorted line, w, v, w_below, v_below (float64, halved); M lines of N entries."""
+    m, n, r = tl.maximum(M, 1).to(tl.float64), tl.maximum(N, 1).to(tl.float64), k.to(tl.float64)
+    others = tl.maximum(m - 1, 1.0)
+    if SHAPLEY:
+        term = 1.0 / (n + t.to(tl.float64))
+        last = 1.0 / (m + n - 1)
+        empty = 1.0
+    else:
+        term = tl.exp(t.to(tl.float64) * log_q)
+        last = tl.exp((m - 1) * log_q)
+        empty = tl.exp((n - 1) * log_q)
+    in_mean = tl.sum(tl.where(t < M, term, 0.0)) / m
+    lone = tl.where(M > 1, tl.sum(tl.where(t < M, term - last, 0.0)) / (m * others), 0.0)
+    real = (k >= 1) & (k < N)
+    r = tl.where(real, r, 1.0)
+    if SHAPLEY:
+        w = 1.0 / (r * (m + r))
+        v = tl.where(M > 1, 1.0 / (r * tl.maximum(m + r - 1, 1.0) * (m + r)), 0.0)
+    else:
+        w = p * tl.exp((r - 1) * log_q) * in_mean
+        v = p * tl.exp((r - 1) * log_q) * lone
+    w = tl.where(real, w, 0.0) / 2
+    v = tl.where(real, v, 0.0) / 2
+    w_below = tl.cumsum(w, 0, reverse=True) - w
+    v_below = tl.cumsum(v, 0, reverse=True) - v
+    return empty * in_mean / 2, empty * lone / 2, w, v, w_below, v_below
+
+
+@triton.jit
+def _find(keys, wanted, ROWS: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr):
+    """The first place of every `wanted` in its descending row of `keys` [ROWS, P]."""
+    place = tl.zeros([ROWS, P], dtype=tl.int32)
+    step = P // 2
+    for _ in range(LOG_P):
+        probe = tl.gather(keys, place + (step - 1), 1)
+        place = tl.where(probe > wanted, place + step, place)
+        step = step // 2
+    return place
+
+
+@triton.jit(do_not_specialize=["p_bits", "log_q_bits"])
+def _lines_kernel(
+    scores,
+    grad,
+    totals,
+    f_out,
+    g_out,
+    bad,
+    line_lengths,
+    entry_lengths,
+    lines,
+    entries,
+    line_step,
+    entry_step,
+    p_bits,  # of float64: a float argument would arrive in float32
+    log_q_bits,
+    SHAPLEY: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    DOUBLE: tl.constexpr,
+    ROWS: tl.constexpr,
+    P: tl.constexpr,
+    LOG_P: tl.constexpr,
+    LINES_P: tl.constexpr,
+):
+    compute = tl.float64 if DOUBLE else tl.float32
+    programs = tl.cdiv(lines, ROWS)  # a problem
+    b = (tl.program_id(0) // programs).to(tl.int64)
+    M = tl.load(line_lengths + b).to(tl.int32)
+    N = tl.load(entry_lengths + b).to(tl.int32)
+    line = tl.program_id(0) % programs * ROWS + tl.arange(0, ROWS)
+    k = tl.arange(0, P)
+    p, log_q = p_bits.to(tl.float64, bitcast=True), log_q_bits.to(tl.float64, bitcast=True)
+    a, bb, w, v, w_below, v_below = _line_law(M, N, k, tl.arange(0, LINES_P), p, log_q, SHAPLEY)
+    w, v, w_below, v_below = w.to(compute), v.to(compute), w_below.to(compute), v_below.to(compute)
+    a, bb = a.to(compute), bb.to(compute)
+
+    at = b * lines * entries + line[:, None].to(tl.int64) * line_step + k[None, :] * entry_step
+    inside = (line[:, None] < M) & (k[None, :] < N)
+    x = tl.load(scores + at, mask=inside, other=0.0).to(compute)
+    wrong = inside & ((x != x) | (tl.abs(x) == float("inf")))
+    tl.store(bad + tl.program_id(0), tl.max(wrong.to(tl.int32)))
+    real = (k[None, :] < N) & (line[:, None] >= 0)
+    x = tl.where(real, tl.where(wrong, 0.0, x), float("-inf"))
+    x_sorted = tl.sort(x, 1, descending=True)
+    place = _find(x_sorted, x, ROWS, P, LOG_P)
+    if BACKWARD:
+        # Among equal scores the lower index comes first: sort the places with the indices that ask for them.
+        slot = place * P + k[None, :]
+        slot_sorted = tl.sort(slot, 1)
+        f = tl.load(grad + at, mask=inside, other=0.0).to(compute)
+        g = f - tl.load(totals + b * entries + k[None, :], mask=k[None, :] < N, other=0.0)
+        g = tl.where(inside, g, 0.0)
+        origin = slot_sorted % P
+        f, g = tl.gather(f, origin, 1), tl.gather(g, origin, 1)
+        f_above, g_above = tl.cumsum(f, 1) - f, tl.cumsum(g, 1) - g
+        slope = f * (a + w_below[None, :]) + g * (bb + v_below[None, :])
+        result = slope - (f_above * w[None, :] + g_above * v[None, :])
+        rank = _find(-slot_sorted, -slot, ROWS, P, LOG_P)
+        result = tl.gather(result, rank, 1)
+        tl.store(f_out + at, tl.where(inside, result, 0.0), mask=(line[:, None] < lines) & (k[None, :] < entries))
+    else:
+        x_sorted = tl.where(real, x_sorted, 0.0)
+        x_below = tl.gather(x_sorted, tl.minimum(k + 1, P - 1)[None, :] + tl.zeros([ROWS, P], dtype=tl.int32), 1)
+        drop = tl.where(k[None, :] + 1 < N, x_sorted - x_below, 0.0)
+        g = bb * x_sorted + tl.cumsum(drop * v_below[None, :], 1, reverse=True)
+        f = a * x_sorted + tl.cumsum(drop * w_below[None, :], 1, reverse=True) + g
+        f, g = tl.gather(f, place, 1), tl.gather(g, place, 1)
+        within = (line[:, None] < lines) & (k[None, :] < entries)
+        tl.store(f_out + at, tl.where(inside, f, 0.0), mask=within)
+        tl.store(g_out + at, tl.where(inside, g, 0.0), mask=within)
+
+
+class _Problem:
+    """One call's sizes, shared by the launches of its two directions."""
+
+    def __init__(self, scores: Tensor, rows_of: Tensor | None, cols_of: Tensor | None, p: float | None) -> None:
+        B, M, N = scores.shape
+        self.scores, self.p = scores, p
+        full = lambda n: torch.full((B,), n, dtype=torch.int64, device=scores.device)  # noqa: E731
+        rows, cols = full(M) if rows_of is None else rows_of, full(N) if cols_of is None else cols_of
+        self.valid = (rows >= 0) & (rows <= M) & (cols >= 0) & (cols <= N)
+        # The kernel divides by lengths; a problem without entries keeps one of each, and nothing of it is inside.
+        self.rows, self.cols = torch.where(self.valid, rows, 0), torch.where(self.valid, cols, 0)
+        self.compute = torch.float64 if scores.dtype == torch.float64 else torch.float32
+        self.inside = (torch.arange(M, device=scores.device) < self.rows[:, None])[:, :, None] & (
+            torch.arange(N, device=scores.device) < self.cols[:, None]
+        )[:, None, :]
+        self.bad = torch.zeros(B, dtype=torch.bool, device=scores.device)
+
+    def lines(
+        self, scores: Tensor, by_column: bool, grad: Tensor | None = None, totals: Tensor | None = None
+    ) -> list[Tensor]:
+        """Both numbers of every entry (forward) or its gradient (backward) from one direction's lines."""
+        B, M, N = scores.shape
+        lines, entries, steps = (N, M, (1, N)) if by_column else (M, N, (N, 1))
+        P, lines_p = max(triton.next_power_of_2(entries), 2), max(triton.next_power_of_2(lines), 2)
+        if P > MAX_LINE:
+            raise ValueError(f"scores: expected M and N up to {MAX_LINE} for backend 'triton', got {M} x {N}")
+        rows = max(1, min(triton.next_power_of_2(lines), 1024 // P))
+        programs = triton.cdiv(lines, rows)
+        out = [
+            torch.empty(scores.shape, dtype=self.compute, device=scores.device)
+            for _ in range(1 if grad is not None else 2)
+        ]
+        bad = torch.empty(B, programs, dtype=torch.int32, device=scores.device)
+        p_bits, log_q_bits = struct.unpack("<qq", struct.pack("<dd", self.p or 0.5, math.log1p(-(self.p or 0.5))))
+        _lines_kernel[(B * programs,)](
+            scores,
+            scores if grad is None else grad,
+            scores if totals is None else totals,
+            out[0],
+            out[-1],
+            bad,
+            self.cols if by_column else self.rows,
+            self.rows if by_column else self.cols,
+            lines,
+            entries,
+            *steps,
+            p_bits,
+            log_q_bits,
+            SHAPLEY=self.p is None,
+            BACKWARD=grad is not None,
+            DOUBLE=self.compute == torch.float64,
+            ROWS=rows,
+            P=P,
+            LOG_P=P.bit_length() - 1,
+            LINES_P=lines_p,
+            num_warps=4 if P < 512 else 8,
+        )
+        self.bad |= bad.any(1)
+        return out
+
+    def finish(self, x: Tensor) -> Tensor:
+        """0 in the padding; NaN all over a problem that holds anything not finite or whose lengths are out of range."""
+        x = x.masked_fill(self.bad[:, None, None], math.nan).masked_fill(~self.inside, 0)
+        return x.masked_fill(~self.valid[:, None, None], math.nan).to(self.scores.dtype)
+
+
+def forward(
+    scores: Tensor, cols: Tensor | None, rows_of: Tensor | None, cols_of: Tensor | None, p: float | None
+) -> Tensor:
+    """Interactions [B, M, N] of contiguous scores [B, M, N]; lengths int64 [B] or None; p None: the Shapley index."""
+    if scores.numel() == 0:
+        return torch.empty_like(scores)
+    problem = _Problem(scores, rows_of, cols_of, p)
+    row_f, row_g = problem.lines(scores, by_column=False)
+    col_f, col_g = problem.lines(scores if cols is None else cols, by_column=True)
+    return problem.finish(row_f + col_f - row_g.sum(1, keepdim=True) - col_g.sum(2, keepdim=True))
+
+
+def backward(
+    grad: Tensor,
+    scores: Tensor,
+    cols: Tensor | None,
+    rows_of: Tensor | None,
+    cols_of: Tensor | None,
+    p: float | None,
+) -> list[Tensor]:
+    """Gradients of the scores and, if given, of the column scores."""
+    if scores.numel() == 0:
+        return [torch.empty_like(x) for x in (scores, cols) if x is not None]
+    problem = _Problem(scores, rows_of, cols_of, p)
+    real = torch.where(problem.inside, grad, 0).to(problem.compute)
+    by_row = problem.lines(scores, False, real, real.sum(1))[0]
+    by_col = problem.lines(scores if cols is None else cols, True, real, real.sum(2))[0]
+    return [problem.finish(x) for x in ([by_row + by_col] if cols is None else [by_row, by_col])]

@@ -1,0 +1,74 @@
+"""Every implementation of the ops behind one call, chosen by name.
+
+Triton's interpreter has to be switched on before triton is imported, so it has a test run of its own
+(`TRITON_INTERPRET=1 pytest -k triton`). On a machine with a GPU, CUDA and Triton run there as well.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import loupe_ext
+from loupe_ext import _C
+from tests import emulation
+from tests.samples import Pairs
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+CPU = [f"cpu-{target}" for target in _C.cpu_targets()]
+GPU = ["cuda", "triton"] if torch.cuda.is_available() else []
+BACKENDS = ["triton"] if INTERPRETED else [*CPU, "emulated-cuda", *GPU]
+SLOW = ("emulated-cuda",) if not INTERPRETED else ("emulated-cuda", "triton")  # interpreted thread by thread
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 2e-2}
+
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def device_of(backend: str) -> str:
+    return "cuda" if backend in GPU else "cpu"
+
+
+@contextlib.contextmanager
+def selected(backend: str) -> Iterator[str]:
+    """The name to pass as `backend=`, with the SIMD target of "cpu-<target>" switched on meanwhile."""
+    if not backend.startswith("cpu-"):
+        yield backend
+        return
+    before = _C.cpu_target()
+    _C.set_cpu_target(backend.removeprefix("cpu-"))
+    yield "cpu"
+    _C.set_cpu_target(before)
+
+
+def pairwise(backend: str, problem: Pairs, grad: Tensor | None = None) -> list[Tensor]:
+    """The interactions and, with `grad`, the gradients of the scores (and column scores)."""
+    inputs = [x for x in (problem.scores, problem.col_scores) if x is not None]
+    if backend == "emulated-cuda":
+        p = None if problem.index == "shapley" else problem.p
+        arguments = (problem.scores, problem.col_scores, problem.region_lengths, problem.phrase_lengths, p)
+        results = emulation.pairwise(*arguments)
+        return results if grad is None else [*results, *emulation.pairwise(*arguments, grad)]
+    device = device_of(backend)
+    inputs = [x.to(device).detach().requires_grad_(grad is not None) for x in inputs]
+    options = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in problem.options.items()}
+    with selected(backend) as name:
+        out = loupe_ext.pairwise_interactions(*inputs, backend=name, **options)  # type: ignore[arg-type]
+        results = [out.detach()]
+        if grad is not None:
+            results += torch.autograd.grad(out, inputs, grad.to(device))
+    return [x.cpu() for x in results]
+
+
+def assert_close(got: Tensor, want: Tensor, tolerance: float) -> None:
+    """Relative to the largest wanted value; NaN only where NaN is wanted."""
+    assert got.shape == want.shape
+    assert torch.equal(got.isnan(), want.isnan())
+    error = (got.double() - want.double()).nan_to_num().abs()
+    if error.numel():
+        scale = want.double().nan_to_num().abs().max().item()
+        assert error.max().item() <= tolerance * scale, (
+            f"error {error.max().item() / scale if scale else error.max():.2e}"
+        )

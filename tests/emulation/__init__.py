@@ -1,0 +1,72 @@
+"""Runs the project's .cu files on the CPU: compiled by g++ against cuda_on_cpu.h, with AddressSanitizer and UBSan."""
+
+import functools
+import math
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_HERE = Path(__file__).parent
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@functools.cache
+def build(source: Path) -> Path:
+    """The program of one emulation source, built once a process."""
+    folder = tempfile.TemporaryDirectory(prefix="loupe-emulation-")
+    build.folders = [*getattr(build, "folders", []), folder]  # type: ignore[attr-defined]  # removed when Python exits
+    program = Path(folder.name) / source.stem
+    flags = ["-std=c++17", "-O1", "-g", "-Wno-unknown-pragmas", "-fsanitize=address,undefined"]
+    flags += ["-fno-sanitize-recover=undefined", f"-I{_HERE}"]
+    subprocess.run([os.environ.get("CXX", "g++"), *flags, str(source), "-o", str(program)], check=True)
+    return program
+
+
+def run(source: Path, stdin: bytes, environment: dict[str, str] | None = None) -> bytes:
+    done = subprocess.run(
+        [build(source)],
+        input=stdin,
+        capture_output=True,
+        env={**os.environ, "ASAN_OPTIONS": "detect_stack_use_after_return=0", **(environment or {})},
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"the emulated kernel failed ({done.returncode}): {done.stderr.decode()[-4000:]}")
+    return done.stdout
+
+
+def pairwise(
+    scores: Tensor,
+    col_scores: Tensor | None = None,
+    region_lengths: Tensor | None = None,
+    phrase_lengths: Tensor | None = None,
+    p: float | None = None,
+    grad: Tensor | None = None,
+    **environment: str,
+) -> list[Tensor]:
+    """The forward result, or with `grad` the gradients, of csrc/cuda/pairwise.cu on scores [B, M, N]."""
+    tensors = [scores, col_scores, region_lengths, phrase_lengths, grad]
+    head = np.array([*scores.shape, _DTYPES.index(scores.dtype), *(x is not None for x in tensors[1:])], dtype=np.int64)
+    law = np.array([math.nan if p is None else p])
+    stdin = b"".join([head.tobytes(), law.tobytes(), *(_bytes(x) for x in tensors if x is not None)])
+    stdout = run(_HERE / "pairwise.cpp", stdin, environment)
+    out = torch.frombuffer(bytearray(stdout), dtype=scores.dtype) if stdout else scores.new_empty(0)
+    return list(out.view(-1, *scores.shape)) if scores.numel() else [torch.empty_like(scores)]
+
+
+def _bytes(x: Tensor) -> bytes:
+    return x.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if x.numel() else b""
+
+
+def sample(what: str, *numbers: int) -> Tensor:
+    """`torch.ops.loupe.sample` of csrc/cuda/coalitions.cu, from SampleCall's fields."""
+    problems, samples, players = numbers[0], numbers[1], numbers[5]
+    head = np.array([("coalitions", "permutations").index(what), *(int(x) for x in numbers)], dtype=np.int64)
+    stdout = run(_HERE / "coalitions.cpp", head.tobytes())
+    dtype, size = (torch.int64, (players + 63) // 64) if what == "coalitions" else (torch.int32, players)
+    out = torch.frombuffer(bytearray(stdout), dtype=dtype) if stdout else torch.empty(0, dtype=dtype)
+    return out.view(problems, samples, size)

@@ -1,0 +1,229 @@
+// CUDA C++ on a CPU, as far as this project's kernels use it: every thread of a block is a fiber, blocks run one after
+// another. A fiber runs until it meets a barrier or a shuffle; when all threads that must meet have come, they go on. A
+// meeting that can never be complete (a barrier in a divergent branch, a shuffle from a lane that left) ends the program
+// with the place of every waiting thread. EMULATED_ORDER=reversed runs the threads of a block the other way round: results
+// that differ betray a missing barrier. Built with AddressSanitizer, which then watches shared and global memory.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <stdexcept>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#define __global__ static
+#define __device__
+#define __host__
+#define __shared__ static
+#define __launch_bounds__(...)
+
+namespace emulated {
+
+struct Index {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+enum class Meeting { none, block, warp, shuffle_xor, shuffle_down, shuffle_up, shuffle_from, done };
+
+struct Fiber {
+  ucontext_t context;
+  std::vector<char> stack;
+  void* fake_stack = nullptr;
+  unsigned thread = 0;
+  Meeting at = Meeting::none;
+  int line = 0, argument = 0, width = 32;
+  unsigned char value[8], result[8];
+};
+
+struct Machine {
+  ucontext_t context;
+  void* fake_stack = nullptr;
+  const void* stack_bottom = nullptr;
+  size_t stack_size = 0;
+  std::vector<Fiber> fibers;
+  Fiber* running = nullptr;
+  Index block, block_size, grid_size;
+  std::function<void()> kernel;
+  unsigned char* shared = nullptr;
+};
+inline Machine machine;
+
+inline void start_switch(void** save, const void* bottom, size_t size) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(save, bottom, size);
+#else
+  (void)save, (void)bottom, (void)size;
+#endif
+}
+inline void finish_switch(void* saved, const void** bottom, size_t* size) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(saved, bottom, size);
+#else
+  (void)saved, (void)bottom, (void)size;
+#endif
+}
+
+inline void leave(Fiber& fiber, bool for_good) {
+  start_switch(for_good ? nullptr : &fiber.fake_stack, machine.stack_bottom, machine.stack_size);
+  swapcontext(&fiber.context, &machine.context);
+  finish_switch(fiber.fake_stack, &machine.stack_bottom, &machine.stack_size);
+}
+
+inline void fiber_main() {
+  finish_switch(nullptr, &machine.stack_bottom, &machine.stack_size);
+  machine.kernel();
+  machine.running->at = Meeting::done;
+  leave(*machine.running, true);
+}
+
+inline void enter(Fiber& fiber) {
+  machine.running = &fiber;
+  start_switch(&machine.fake_stack, fiber.stack.data(), fiber.stack.size());
+  swapcontext(&machine.context, &fiber.context);
+  finish_switch(machine.fake_stack, nullptr, nullptr);
+}
+
+inline void meet(Meeting at, int line) {
+  Fiber& me = *machine.running;
+  me.at = at;
+  me.line = line;
+  leave(me, false);
+}
+
+template <class T>
+T shuffle(Meeting kind, unsigned mask, T value, int argument, int width, int line) {
+  static_assert(sizeof(T) <= 8, "a shuffle moves up to 8 bytes");
+  if (mask != 0xffffffffu) throw std::runtime_error("the emulator has full-warp shuffles only");
+  Fiber& me = *machine.running;
+  std::memcpy(me.value, &value, sizeof value);
+  me.argument = argument;
+  me.width = width;
+  meet(kind, line);
+  std::memcpy(&value, me.result, sizeof value);
+  return value;
+}
+
+[[noreturn]] inline void deadlock() {
+  std::fprintf(stderr, "block (%u): threads can never meet\n", machine.block.x);
+  for (const Fiber& f : machine.fibers)
+    std::fprintf(stderr, "  thread %u: %s, line %d\n", f.thread,
+                 f.at == Meeting::done    ? "left"
+                 : f.at == Meeting::block ? "at __syncthreads"
+                 : f.at == Meeting::warp  ? "at __syncwarp"
+                                          : "at a shuffle",
+                 f.line);
+  std::exit(3);
+}
+
+// Lets a warp go on if all its lanes have come to the same place.
+inline bool release_warp(size_t first) {
+  Fiber* lane = &machine.fibers[first];
+  if (lane[0].at < Meeting::warp || lane[0].at == Meeting::done) return false;
+  for (int l = 1; l < 32; ++l)
+    if (lane[l].at != lane[0].at || lane[l].line != lane[0].line) return false;
+  for (int l = 0; l < 32 && lane[0].at != Meeting::warp; ++l) {
+    const int width = lane[l].width, start = l / width * width, argument = lane[l].argument;
+    int from = l;
+    if (lane[l].at == Meeting::shuffle_xor) from = l ^ argument;
+    if (lane[l].at == Meeting::shuffle_down) from = l + argument;
+    if (lane[l].at == Meeting::shuffle_up) from = l - argument;
+    if (lane[l].at == Meeting::shuffle_from) from = start + argument % width;
+    if (from < start || from >= start + width) from = l;
+    std::memcpy(lane[l].result, lane[from].value, sizeof lane[l].result);
+  }
+  for (int l = 0; l < 32; ++l) lane[l].at = Meeting::none;
+  return true;
+}
+
+inline bool release_block() {
+  for (const Fiber& f : machine.fibers)
+    if (f.at != Meeting::block || f.line != machine.fibers[0].line) return false;
+  for (Fiber& f : machine.fibers) f.at = Meeting::none;
+  return true;
+}
+
+inline void run_block() {
+  const char* order = std::getenv("EMULATED_ORDER");
+  const bool reversed = order && std::strcmp(order, "reversed") == 0;
+  const size_t n = machine.fibers.size();
+  for (Fiber& f : machine.fibers) {
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = f.stack.data();
+    f.context.uc_stack.ss_size = f.stack.size();
+    f.context.uc_link = nullptr;
+    makecontext(&f.context, fiber_main, 0);
+    f.at = Meeting::none;
+    f.fake_stack = nullptr;
+  }
+  for (;;) {
+    bool progress = false, all_done = true;
+    for (size_t k = 0; k < n; ++k) {
+      Fiber& f = machine.fibers[reversed ? n - 1 - k : k];
+      if (f.at == Meeting::none) {
+        enter(f);
+        progress = true;
+      }
+      all_done = all_done && f.at == Meeting::done;
+    }
+    if (all_done) return;
+    for (size_t first = 0; first < n; first += 32) progress = release_warp(first) || progress;
+    progress = release_block() || progress;
+    if (!progress) deadlock();
+  }
+}
+
+inline void launch(unsigned grid, unsigned block, int64_t shared_bytes, const std::function<void()>& kernel) {
+  if (block == 0 || block % 32 || block > 1024) throw std::runtime_error("the emulator has blocks of whole warps, up to 1024");
+  machine.kernel = kernel;
+  machine.grid_size = {grid};
+  machine.block_size = {block};
+  machine.fibers.resize(block);
+  for (unsigned t = 0; t < block; ++t) {
+    machine.fibers[t].thread = t;
+    machine.fibers[t].stack.resize(128 << 10);
+  }
+  for (unsigned b = 0; b < grid; ++b) {
+    machine.block = {b};
+    machine.shared = static_cast<unsigned char*>(std::malloc(shared_bytes));
+    std::memset(machine.shared, 0xff, shared_bytes);  // NaN: what a kernel reads before it writes is seen
+    run_block();
+    std::free(machine.shared);
+  }
+}
+
+inline Index thread_index() { return {machine.running->thread, 0, 0}; }
+
+}  // namespace emulated
+
+#define threadIdx (emulated::thread_index())
+#define blockIdx (emulated::machine.block)
+#define blockDim (emulated::machine.block_size)
+#define gridDim (emulated::machine.grid_size)
+#define __syncthreads() emulated::meet(emulated::Meeting::block, __LINE__)
+#define __syncwarp() emulated::meet(emulated::Meeting::warp, __LINE__)
+#define __shfl_xor_sync(mask, x, d, width) emulated::shuffle(emulated::Meeting::shuffle_xor, mask, x, d, width, __LINE__)
+#define __shfl_down_sync(mask, x, d, width) emulated::shuffle(emulated::Meeting::shuffle_down, mask, x, d, width, __LINE__)
+#define __shfl_up_sync(mask, x, d, width) emulated::shuffle(emulated::Meeting::shuffle_up, mask, x, d, width, __LINE__)
+#define __shfl_sync(mask, x, from, width) emulated::shuffle(emulated::Meeting::shuffle_from, mask, x, from, width, __LINE__)
+
+#define LOUPE_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+  ((void)(stream), emulated::launch(grid, block, shared_bytes, [&] { kernel(__VA_ARGS__); }))
+#define LOUPE_DYNAMIC_SHARED(name) unsigned char* name = emulated::machine.shared
+
+namespace loupe {
+
+inline int multiprocessors() { return 1; }
+inline int max_shared_bytes() {
+  const char* bytes = std::getenv("EMULATED_SHARED_BYTES");
+  return bytes ? std::atoi(bytes) : 232448;
+}
+
+}  // namespace loupe

@@ -1,0 +1,54 @@
+// Kernels with planted mistakes, to see that the emulator finds them; standard input names one.
+#include "../../csrc/cuda/launch.h"
+
+#include <string>
+
+__global__ void divergent_barrier(int* out) {
+  if (threadIdx.x < 40) __syncthreads();
+  out[threadIdx.x] = 1;
+}
+
+__global__ void shuffle_without_a_lane(int* out) {
+  if (threadIdx.x % 32 != 7) out[threadIdx.x] = __shfl_xor_sync(0xffffffffu, int(threadIdx.x), 1, 32);
+}
+
+__global__ void shared_overflow(int* out) {
+  LOUPE_DYNAMIC_SHARED(memory);
+  int* values = reinterpret_cast<int*>(memory);
+  values[threadIdx.x + 1] = 1;  // the last thread is out of bounds
+  __syncthreads();
+  out[threadIdx.x] = values[threadIdx.x];
+}
+
+__global__ void global_overflow(int* out) { out[threadIdx.x + 1] = 1; }
+
+__global__ void missing_barrier(int* out) {
+  LOUPE_DYNAMIC_SHARED(memory);
+  int* values = reinterpret_cast<int*>(memory);
+  values[threadIdx.x] = int(threadIdx.x);
+  out[threadIdx.x] = values[63 - threadIdx.x];
+}
+
+__global__ void reversed_through_shared(int* out) {
+  LOUPE_DYNAMIC_SHARED(memory);
+  int* values = reinterpret_cast<int*>(memory);
+  values[threadIdx.x] = int(threadIdx.x);
+  __syncthreads();
+  const int mine = values[63 - threadIdx.x];
+  out[threadIdx.x] = __shfl_down_sync(0xffffffffu, __shfl_up_sync(0xffffffffu, mine, 4, 32), 4, 32);
+}
+
+int main() {
+  char name[64] = {};
+  if (std::fread(name, 1, sizeof name - 1, stdin) == 0) return 1;
+  int* out = new int[64];
+  const std::string asked = name;
+  if (asked == "divergent_barrier") LOUPE_LAUNCH(divergent_barrier, 1, 64, 256, nullptr, out);
+  if (asked == "shuffle_without_a_lane") LOUPE_LAUNCH(shuffle_without_a_lane, 1, 64, 256, nullptr, out);
+  if (asked == "shared_overflow") LOUPE_LAUNCH(shared_overflow, 1, 64, 256, nullptr, out);
+  if (asked == "global_overflow") LOUPE_LAUNCH(global_overflow, 1, 64, 256, nullptr, out);
+  if (asked == "missing_barrier") LOUPE_LAUNCH(missing_barrier, 1, 64, 256, nullptr, out);
+  if (asked == "reversed_through_shared") LOUPE_LAUNCH(reversed_through_shared, 1, 64, 256, nullptr, out);
+  std::fwrite(out, sizeof *out, 64, stdout);
+  delete[] out;
+}

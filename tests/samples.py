@@ -1,0 +1,78 @@
+"""The problems that tests and benchmarks share."""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass
+class Pairs:
+    """Arguments of pairwise_interactions, in float64."""
+
+    name: str
+    scores: Tensor
+    col_scores: Tensor | None = None
+    region_lengths: Tensor | None = None
+    phrase_lengths: Tensor | None = None
+    index: str = "shapley"
+    p: float = 0.5
+
+    def __str__(self) -> str:
+        return self.name
+
+    def to(self, dtype: torch.dtype) -> "Pairs":
+        """In another dtype and back, so that every implementation reads the same numbers."""
+        cols = None if self.col_scores is None else self.col_scores.to(dtype)
+        return dataclasses.replace(self, scores=self.scores.to(dtype), col_scores=cols)
+
+    @property
+    def options(self) -> dict[str, object]:
+        lengths = {"region_lengths": self.region_lengths, "phrase_lengths": self.phrase_lengths}
+        return {**lengths, "index": self.index, "p": self.p}
+
+
+def random_pairs(B: int, M: int, N: int, seed: int = 0) -> Tensor:
+    return torch.randn(B, M, N, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def pairs_problems(small: bool = False) -> list[Pairs]:
+    """Problems for every implementation; `small` for those that interpret each thread."""
+    many = 2 if small else 5
+    lengths = lambda *x: torch.tensor(x)  # noqa: E731
+    softmax = random_pairs(2, 6, 5, 7)
+    problems = [
+        Pairs("1x1", random_pairs(2, 1, 1)),
+        Pairs("1x7", random_pairs(2, 1, 7)),
+        Pairs("7x1", random_pairs(2, 7, 1)),
+        Pairs("2x2-banzhaf", random_pairs(2, 2, 2), index="banzhaf", p=0.3),
+        Pairs("9x5", random_pairs(many, 9, 5)),
+        Pairs("16x16-banzhaf", random_pairs(many, 16, 16), index="banzhaf"),
+        Pairs("two-sided", softmax.softmax(2), softmax.softmax(1)),
+        Pairs("two-sided-banzhaf", random_pairs(2, 5, 17), random_pairs(2, 5, 17, 1), index="banzhaf", p=0.9),
+        Pairs("ragged", random_pairs(4, 13, 9), None, lengths(13, 1, 0, 8), lengths(9, 9, 4, 1)),
+        Pairs("ragged-rows", random_pairs(3, 4, 20), random_pairs(3, 4, 20, 2), lengths(2, 4, 3), None, "banzhaf", 0.1),
+        Pairs("ragged-columns", random_pairs(3, 20, 4), None, None, lengths(3, 0, 4)),
+        Pairs("ties", random_pairs(3, 11, 12).round()),
+        Pairs("signed-zeros", random_pairs(2, 6, 6).round() * 0 * torch.tensor([1.0, -1.0] * 3)),
+        Pairs("constant-rows", random_pairs(2, 8, 1).expand(2, 8, 6)),
+        Pairs("constant", torch.full((1, 5, 4), 3.0, dtype=torch.float64)),
+        Pairs("negative", -random_pairs(2, 10, 10).abs()),
+        Pairs("offset", random_pairs(2, 10, 10) + 100),
+        Pairs("not-contiguous", random_pairs(9, 7, 4).transpose(0, 2)),
+        Pairs("empty-batch", random_pairs(0, 3, 4)),
+        Pairs("no-regions", random_pairs(2, 0, 4)),
+        Pairs("no-phrases", random_pairs(2, 3, 0)),
+    ]
+    if small:
+        return problems
+    return [
+        *problems,
+        Pairs("16x32", random_pairs(7, 16, 32)),
+        Pairs("49x30", random_pairs(3, 49, 30), None, lengths(49, 20, 33), lengths(30, 30, 17)),
+        Pairs("64x64", random_pairs(2, 64, 64)),
+        Pairs("65x66-two-sided", random_pairs(2, 65, 66), random_pairs(2, 65, 66, 1)),
+        Pairs("130x70", random_pairs(1, 130, 70), index="banzhaf"),
+        Pairs("3x1024", random_pairs(1, 3, 1024)),
+        Pairs("1024x5", random_pairs(1, 1024, 5)),
+    ]

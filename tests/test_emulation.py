@@ -1,0 +1,40 @@
+"""The emulator that runs CUDA kernels on the CPU finds the mistakes that it is there to find."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import emulation
+
+PLANTED = Path(__file__).parent / "emulation" / "planted.cpp"
+
+
+def run(kernel: str, **environment: str) -> list[int]:
+    return np.frombuffer(emulation.run(PLANTED, kernel.encode(), environment), dtype=np.int32).tolist()
+
+
+def test_barriers_shared_memory_and_shuffles():
+    # The two shuffles undo each other where both have a source lane: not in a warp's first and last four lanes.
+    for order in ("forward", "reversed"):
+        got = run("reversed_through_shared", EMULATED_ORDER=order)
+        assert got[4:28] == [63 - k for k in range(4, 28)]
+        assert got[36:60] == [63 - k for k in range(36, 60)]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        ("divergent_barrier", "threads can never meet"),
+        ("shuffle_without_a_lane", "threads can never meet"),
+        ("shared_overflow", "heap-buffer-overflow"),
+        ("global_overflow", "heap-buffer-overflow"),
+    ],
+)
+def test_planted_mistakes_end_the_program(kernel, message):
+    with pytest.raises(RuntimeError, match=message):
+        run(kernel)
+
+
+def test_a_missing_barrier_shows_when_threads_run_the_other_way_round():
+    assert run("missing_barrier") != run("missing_barrier", EMULATED_ORDER="reversed")

@@ -1,0 +1,125 @@
+"""An sdist that builds, a small wheel that runs anywhere, a build that says what it lacks."""
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import loupe_ext
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*command: object, **options: object) -> subprocess.CompletedProcess:
+    done = subprocess.run([str(x) for x in command], capture_output=True, text=True, **options)  # type: ignore[call-overload]
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """A wheel built from the sdist, as a package index would serve it (without CUDA, to be quick)."""
+    folder = tmp_path_factory.mktemp("wheel")
+    script = f"import scikit_build_core.build as b; print(b.build_sdist({str(folder)!r}))"
+    run(sys.executable, "-c", script, cwd=ROOT)
+    (sdist,) = folder.glob("*.tar.gz")
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-index", "--no-build-isolation"]
+    run(*pip, "-w", folder, sdist, env={**os.environ, "LOUPE_CUDA": "OFF"})
+    return next(folder.glob("*.whl"))
+
+
+def test_wheel_is_small_and_holds_the_package_alone(wheel):
+    assert wheel.stat().st_size < 10e6
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"loupe_ext"}
+    assert any(name.startswith("loupe_ext/_C.") and name.endswith(".so") for name in names)
+
+
+def test_wheel_works_away_from_the_sources(wheel, tmp_path):
+    run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", tmp_path / "site", wheel)
+    code = (
+        f"import sys; sys.path[:0] = {[str(tmp_path / 'site'), *sys.path]!r}\n"
+        "import torch, loupe_ext as l; x = torch.randn(9, 5, 7); a = l.pairwise_interactions(x)\n"
+        "for t in l._C.cpu_targets():\n"
+        "    l._C.set_cpu_target(t); torch.testing.assert_close(l.pairwise_interactions(x), a)\n"
+        "print(l.__file__)"
+    )
+    # -S: an editable installation would otherwise answer the import.
+    assert run(sys.executable, "-S", "-c", code, cwd=tmp_path).stdout.startswith(str(tmp_path))
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86-64 has several SIMD targets")
+@pytest.mark.parametrize("target", ["avx2", "avx512"])
+def test_wide_simd_code_stays_in_its_own_functions(target, tmp_path):
+    """An inline function that every object defines would be linked once, perhaps from here, and stop older machines."""
+    flags = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi", "-mavx2", "-mfma", "-mf16c"]
+    flags += ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"] if target == "avx512" else []
+    for source in (ROOT / "csrc/cpu").glob("*.cpp"):
+        built = tmp_path / f"{source.stem}.o"
+        run(os.environ.get("CXX", "g++"), *flags, f"-DLOUPE_TARGET={target}", "-c", source, "-o", built)
+        symbols = [line.split(maxsplit=2)[1:] for line in run("nm", "-C", "--defined-only", built).stdout.splitlines()]
+        shared = [name for kind, name in symbols if kind in "WVu" and not name.startswith("DW.ref")]
+        assert shared == []
+        assert all(name.startswith(f"loupe::{target}::") for kind, name in symbols if kind == "T")
+
+
+def configure(folder: Path, *options: str) -> subprocess.CompletedProcess:
+    pybind = run(sys.executable, "-m", "pybind11", "--cmakedir").stdout.strip()
+    path = os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin", "/bin"])
+    command = [
+        "cmake",
+        "-S",
+        ROOT,
+        "-B",
+        folder,
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind}",
+        *options,
+    ]
+    env = {"PATH": path, "HOME": str(folder), "CUDACXX": "/nowhere/nvcc", "CUDA_PATH": "/nowhere"}
+    return subprocess.run([str(x) for x in command], capture_output=True, text=True, env=env)
+
+
+def test_cuda_asked_for_and_absent_is_an_error(tmp_path):
+    done = configure(tmp_path, "-DLOUPE_CUDA=ON")
+    assert done.returncode != 0
+    assert "LOUPE_CUDA=ON, and no CUDA compiler was found" in done.stderr
+    assert configure(tmp_path / "auto", "-DLOUPE_CUDA=AUTO").returncode == 0
+
+
+def test_unknown_cuda_option_is_an_error(tmp_path):
+    done = configure(tmp_path, "-DLOUPE_CUDA=maybe")
+    assert done.returncode != 0
+    assert "expected AUTO, ON or OFF, got 'maybe'" in " ".join(done.stderr.split())
+
+
+def test_sources_know_no_torch():
+    for source in (ROOT / "csrc").rglob("*"):
+        if source.is_file():
+            assert not any(x in source.read_text() for x in ("torch/", "ATen/", "c10/")), source
+
+
+def test_importing_needs_no_extra():
+    """`import loupe_ext` touches none of the packages of the extras."""
+    heavy = ["matplotlib", "sklearn", "PIL", "tensorboard", "rich", "safetensors", "triton", "shapiq"]
+    code = (
+        f"import sys, torch; old = set(sys.modules); import loupe_ext; print({set(heavy)} & (set(sys.modules) - old))"
+    )
+    assert run(sys.executable, "-c", code).stdout.strip() == "set()"
+
+
+def test_version_is_the_distributions():
+    from importlib.metadata import version
+
+    assert loupe_ext.__version__ == version("loupe-ext")
+    assert sysconfig.get_config_var("EXT_SUFFIX").endswith(".so")
+
+
+def test_constraints_pin_versions_and_name_no_place():
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.!+-]+", line), line
