@@ -66,8 +66,7 @@ def _draw(rng: np.random.Generator, split: int) -> Drawn:
     layout = place(rng.integers(fewest, most + 1, CHUNK), kinds, radii, rng)
     n = len(layout)
     images = textures(n, rng)
-    bright = rng.random((n, most, 1)) < 0.5  # ink far lighter or far darker than any background
-    inks = np.where(bright, rng.uniform(0.8, 1, (n, most, 3)), rng.uniform(0, 0.15, (n, most, 3))).astype(np.float32)
+    inks = rng.uniform(0.8, 1, (n, most, 3)).astype(np.float32)  # lighter than any background
     boxes = np.full((n, most, 4), np.nan, np.float32)
     width = 2 * int(high) + 4
     for k in range(most):

@@ -42,7 +42,9 @@ class Display:
         if step is None:
             self.bars.update(task, note=state)
         else:
-            note = f"loss {step.losses['loss']:.3f}  {step.items_per_second:.0f} items/s  {step.seconds_left:.0f} s left"
+            note = (
+                f"loss {step.losses['loss']:.3f}  {step.items_per_second:.0f} items/s  {step.seconds_left:.0f} s left"
+            )
             self.bars.update(task, total=step.steps, completed=step.step, note=note)
 
     def finished(self, run: str) -> None:

@@ -28,7 +28,6 @@ class Config:
     fsa: float = 1.0
     boxes: float = 2.0
 
-    local_ramp: int = 100  # steps over which the region-level losses come in
     window: int = 3  # side, in patches, of the windows that are the regions of these losses
     window_stride: int = 2
     fsa_temperature: float = 0.2
@@ -43,7 +42,7 @@ class Config:
 
     steps: int = 600
     batch: int = 64
-    lr: float = 4e-3
+    lr: float = 3e-3
     beta1: float = 0.9
     beta2: float = 0.98
     weight_decay: float = 0.01

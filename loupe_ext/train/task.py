@@ -1,5 +1,7 @@
 """The training objective: a dual encoder, its temperatures, and the weighted losses of a batch."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ from loupe_ext.train.config import Config
 
 
 class Task(nn.Module):
-    """L = cmc L_CMC + late_interaction L_LI + ramp(step) (region_phrase L_RP + fsa L_FSA + boxes L_boxes)."""
+    """L = cmc L_CMC + late_interaction L_LI + region_phrase L_RP + gate (fsa L_FSA + boxes L_boxes)."""
 
     def __init__(self, config: Config, vocabulary: int) -> None:
         super().__init__()
@@ -41,6 +43,7 @@ class Task(nn.Module):
             parts["region_phrase"] = losses.region_phrase_loss(
                 regions, text.phrases, self.scale_local(), text.phrase_lengths
             )
+        gate = self._gate(list(parts.values()), len(batch.images))
         if c.fsa:
             parts["fsa"] = losses.fsa_loss(
                 regions,
@@ -52,12 +55,21 @@ class Task(nn.Module):
             )
         if c.boxes:
             parts["boxes"] = self._box_loss(image, text)
-        ramp = min(1.0, (step + 1) / max(1, c.local_ramp))
         loss = sum(
-            getattr(c, name) * (1.0 if name in ("cmc", "late_interaction") else ramp) * part
-            for name, part in parts.items()
+            getattr(c, name) * (gate if name in ("fsa", "boxes") else 1.0) * part for name, part in parts.items()
         )
         return {"loss": torch.as_tensor(loss), **parts}
+
+    @staticmethod
+    def _gate(contrasts: list[Tensor], batch: int) -> float:
+        """The weight, 0 to 1, of the losses whose labels the model makes itself.
+
+        The squared share of its start, log(batch), that the batch's contrastive losses have come down. A model that
+        tells nothing apart yet would label at random and then learn that.
+        """
+        if not contrasts or batch < 2:
+            return 1.0
+        return max(0.0, 1 - torch.stack(contrasts).mean().item() / math.log(batch)) ** 2
 
     def _box_loss(self, image: ImageFeatures, text: TextFeatures) -> Tensor:
         """Boxes learn from the model's own heat; the heat does not learn from the boxes."""
