@@ -17,6 +17,9 @@ $(VENV)/.built: $(VENV)/.torch pyproject.toml CMakeLists.txt $(shell find csrc -
 	$(PIP) -e '.[dev,train,triton]'
 	@touch $@
 
+demo: env
+	$(VENV)/bin/loupe demo
+
 test: env
 	$(RUN) -m pytest -n 2
 	TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 -k triton

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from loupe_ext.data import DATASETS
 from loupe_ext.train.config import Config
 
 
@@ -19,13 +20,13 @@ ROWS = (
     Row("cmc-fsa", "CMC + FSA (exact)", {"region_phrase": 0.0, "boxes": 0.0}),
     Row(
         "late",
-        "Word-patch late interaction (FILIP-like)",
+        "Late interaction (FILIP-like)",
         {"cmc": 0.0, "late_interaction": 1.0, "region_phrase": 0.0, "fsa": 0.0, "boxes": 0.0},
     ),
-    Row("cmc-fsa-boxes", "CMC + FSA (exact) + boxes", {"region_phrase": 0.0}),
-    Row("default-without-fsa", "Default without FSA", {"fsa": 0.0, "box_threshold": 0.5}),
-    Row("default", "Default: CMC + region-phrase + FSA (exact) + boxes", {}),
+    Row("default-without-fsa", "Default recipe without FSA", {"fsa": 0.0, "box_threshold": 0.5}),
+    Row("default", "Default recipe", {}),
 )
+DEMO_DIGITS = ("cmc", "cmc-fsa", "default")  # the rows that the demo has time for on the digits
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,13 @@ class Run:
         return Config(name=self.row.key, data=self.data, seed=self.seed, steps=self.steps, **self.row.changes)
 
 
-def plan(seeds: int, steps: int, evaluation_scenes: int, digits: tuple[str, ...]) -> list[Run]:
-    """All rows on the rendered scenes, and the rows named in `digits` on the digits; the slowest first."""
+def plan(seeds: int, steps: int, evaluation_scenes: int, digit_rows: tuple[str, ...] | None = None) -> list[Run]:
+    """All rows on the rendered scenes, and `digit_rows` (None: all) on the digits; the slowest first."""
     runs = [
         Run(row, data, seed, steps, evaluation_scenes)
         for seed in range(seeds)
-        for data in ("scenes", "digits")
+        for data in DATASETS
         for row in ROWS
-        if data == "scenes" or row.key in digits
+        if data == "scenes" or digit_rows is None or row.key in digit_rows
     ]
     return sorted(runs, key=lambda run: run.row.key != "late")

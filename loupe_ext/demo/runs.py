@@ -4,7 +4,8 @@ import functools
 import json
 import multiprocessing
 import os
-import time
+import signal
+import threading
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -89,6 +90,15 @@ def _start_worker(messages: Any) -> None:
     global _messages
     _messages = messages
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def perform_all(runs: Iterable[Run], out: Path, workers: int) -> list[Result]:
@@ -102,6 +112,7 @@ def perform_all(runs: Iterable[Run], out: Path, workers: int) -> list[Result]:
         _forget_other(run, out)
     context = multiprocessing.get_context("spawn")
     messages = context.Queue()
+    others = set(multiprocessing.active_children())
     with (
         Display(len(runs), len(runs) - len(todo)) as display,
         ProcessPoolExecutor(workers, context, _start_worker, (messages,)) as pool,
@@ -117,6 +128,8 @@ def perform_all(runs: Iterable[Run], out: Path, workers: int) -> list[Result]:
                     display.finished(run.key)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()
             raise
     return [result for run in runs if (result := results[run.key]) is not None]
 
@@ -137,8 +150,3 @@ def _relay(messages: Any, display: Any) -> None:
             display.update(*messages.get_nowait())
         except Empty:
             return
-
-
-def elapsed(start: float) -> str:
-    minutes, seconds = divmod(round(time.perf_counter() - start), 60)
-    return f"{minutes} min {seconds:02d} s"

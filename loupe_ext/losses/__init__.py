@@ -2,11 +2,12 @@
 
 from loupe_ext.losses.boxes import box_loss
 from loupe_ext.losses.cmc import cmc_loss, info_nce
-from loupe_ext.losses.fsa import fsa_labels, fsa_loss
+from loupe_ext.losses.fsa import alignment_interactions, fsa_labels, fsa_loss
 from loupe_ext.losses.late_interaction import late_interaction, late_interaction_loss
 from loupe_ext.losses.region_phrase import region_phrase_loss, region_phrase_similarity
 
 __all__ = [
+    "alignment_interactions",
     "box_loss",
     "cmc_loss",
     "fsa_labels",

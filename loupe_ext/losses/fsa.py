@@ -7,6 +7,32 @@ from loupe_ext.losses._checks import check_features, check_same, length_mask
 from loupe_ext.ops import pairwise_interactions
 
 
+def alignment_interactions(
+    alignment: Tensor, region_lengths: Tensor | None = None, phrase_lengths: Tensor | None = None
+) -> Tensor:
+    """The exact interaction of each region with each phrase, in the game that their alignment makes (section 3.3).
+
+    The logits, softmaxed over each row and over each column, are the scores s and s' of the late-interaction game of
+    `pairwise_interactions`.
+
+    Args:
+        alignment: [B, M, N] logits of M regions with the N phrases of their own caption; a floating dtype.
+        region_lengths, phrase_lengths: [B] int32 or int64, in 1..M and 1..N; None: all of them.
+
+    Returns:
+        [B, M, N], 0 at the padding. Differentiable once.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, shape or value.
+    """
+    check_features("alignment", alignment, "BMN")
+    regions = length_mask("region_lengths", region_lengths, alignment, 1)[:, :, None]
+    phrases = length_mask("phrase_lengths", phrase_lengths, alignment, 2)[:, None, :]
+    rows = alignment.masked_fill(~phrases, -torch.inf).softmax(2)
+    columns = alignment.masked_fill(~regions, -torch.inf).softmax(1)
+    return pairwise_interactions(rows, columns, region_lengths=region_lengths, phrase_lengths=phrase_lengths)
+
+
 def fsa_labels(
     alignment: Tensor,
     region_lengths: Tensor | None = None,
@@ -15,9 +41,8 @@ def fsa_labels(
 ) -> tuple[Tensor, Tensor]:
     """Which phrase each region should go with, from the exact interactions of all regions with all phrases.
 
-    The alignment logits, softmaxed over each row and over each column, are the scores s and s' of the late-interaction
-    game of `pairwise_interactions`. Its interactions I, divided by the largest of the problem so that neither the
-    number of regions nor the sharpness of the softmax sets their unit, give
+    The interactions I of `alignment_interactions`, divided by the largest of the problem so that neither the number of
+    regions nor the sharpness of the softmax sets their unit, give
 
         labels  = softmax over phrases of I / (max I * temperature)
         weights = max over phrases of I / max I, not below 0
@@ -41,11 +66,7 @@ def fsa_labels(
     regions = length_mask("region_lengths", region_lengths, alignment, 1)[:, :, None]
     phrases = length_mask("phrase_lengths", phrase_lengths, alignment, 2)[:, None, :]
     with torch.no_grad():
-        rows = alignment.masked_fill(~phrases, -torch.inf).softmax(2)
-        columns = alignment.masked_fill(~regions, -torch.inf).softmax(1)
-        interactions = pairwise_interactions(
-            rows, columns, region_lengths=region_lengths, phrase_lengths=phrase_lengths
-        )
+        interactions = alignment_interactions(alignment, region_lengths, phrase_lengths)
         interactions = interactions.masked_fill(~(regions & phrases), -torch.inf)
         best = interactions.amax(2)
         unit = best.amax(1)[:, None].clamp(min=torch.finfo(best.dtype).tiny)

@@ -1,0 +1,118 @@
+"""The table: mean and spread of each row over its seeds, as text, Markdown and CSV."""
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loupe_ext.demo.rows import ROWS, Row
+from loupe_ext.demo.runs import Result
+from loupe_ext.extras import needs
+
+# Metrics in 0..1, shown in percent.
+COLUMNS = {
+    "i2t_r1": "I→T R@1",
+    "i2t_r5": "R@5",
+    "t2i_r1": "T→I R@1",
+    "t2i_r5": "R@5",
+    "pointing": "Pointing",
+    "acc50": "Acc@.5",
+    "acc30": "Acc@.3",
+    "miou": "mIoU",
+    "proposal_acc50": "Prop. Acc@.5",
+    "proposal_acc30": "Prop. Acc@.3",
+    "proposal_miou": "Prop. mIoU",
+    "recall": "Prop. recall",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean and standard deviation over seeds (0 for one seed) of a metric or of the milliseconds a step takes."""
+
+    mean: float
+    spread: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Cell":
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+
+    def show(self, seeds: int, unit: float, digits: int) -> str:
+        spread = f" ± {unit * self.spread:.{digits}f}" if seeds > 1 else ""
+        return f"{unit * self.mean:.{digits}f}{spread}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row on one data set."""
+
+    row: Row
+    seeds: int
+    cells: dict[str, Cell]  # by metric, without those that the row does not have; and "milliseconds_per_step"
+
+    def texts(self) -> list[str]:
+        """What the table shows behind the row's title."""
+        shown = [self.cells[name].show(self.seeds, 100, 1) if name in self.cells else "-" for name in COLUMNS]
+        return [*shown, self.cells["milliseconds_per_step"].show(self.seeds, 1, 0)]
+
+
+HEADER = ["", *COLUMNS.values(), "ms/step"]
+
+
+def lines(results: Sequence[Result], data: str) -> list[Line]:
+    """The rows that were run on `data`, in their usual order."""
+    found = []
+    for row in ROWS:
+        ours = [result for result in results if (result["row"], result["data"]) == (row.key, data)]
+        if ours:
+            cells = {name: Cell.of([r["metrics"][name] for r in ours]) for name in ours[0]["metrics"]}
+            cells["milliseconds_per_step"] = Cell.of([r["milliseconds_per_step"] for r in ours])
+            found.append(Line(row, len(ours), cells))
+    return found
+
+
+def is_best(line: Line, found: Sequence[Line], name: str) -> bool:
+    """Whether no line's mean of the metric is higher; False if there is nothing to compare."""
+    means = [other.cells[name].mean for other in found if name in other.cells]
+    return name in COLUMNS and name in line.cells and len(means) > 1 and line.cells[name].mean == max(means)
+
+
+def markdown(found: Sequence[Line]) -> str:
+    """A Markdown table. The best mean of each metric is bold."""
+    rows = []
+    for line in found:
+        texts = dict(zip([*COLUMNS, "milliseconds_per_step"], line.texts(), strict=True))
+        rows.append(
+            [line.row.title, *(f"**{text}**" if is_best(line, found, name) else text for name, text in texts.items())]
+        )
+    align = ["---"] + ["---:"] * (len(HEADER) - 1)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [HEADER, align, *rows])
+
+
+def comma_separated(results: Sequence[Result]) -> str:
+    """Every run, unrounded, one a line."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    names = ["data", "row", "seed", "threshold", "milliseconds_per_step"]
+    writer.writerow([*names, *COLUMNS])
+    for result in results:
+        writer.writerow([*(result[name] for name in names), *(result["metrics"].get(name, "") for name in COLUMNS)])
+    return out.getvalue()
+
+
+def show(title: str, found: Sequence[Line]) -> None:
+    """Print the table."""
+    with needs("rich"):
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.table import Table
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=150)
+    grid = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
+    for head in HEADER:
+        grid.add_column(head, justify="right" if head else "left", no_wrap=not head)
+    for line in found:
+        grid.add_row(line.row.title, *line.texts())
+    console.print(grid)
