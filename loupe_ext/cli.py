@@ -33,6 +33,7 @@ def _add_demo(commands: Any) -> None:
     command.add_argument("--out", type=Path, default=Path("demo"), help="folder of results; finished runs are kept")
     command.add_argument("--seeds", type=_positive, default=1)
     command.add_argument("--steps", type=_positive, default=500)
+    command.add_argument("--pairs", type=_positive, default=20_000, help="captioned images to train on")
     command.add_argument("--scenes", type=_positive, default=500, help="test scenes of the evaluation")
     command.add_argument("--workers", type=_positive, default=2, help="runs at a time, one thread each")
     command.add_argument("--all", action="store_true", help="also the rows on digits that the demo leaves out")
@@ -44,7 +45,8 @@ def _demo(options: argparse.Namespace) -> None:
     from loupe_ext.demo.report import TITLES, write_report
 
     start = time.perf_counter()
-    plan = rows.plan(options.seeds, options.steps, options.scenes, None if options.all else rows.DEMO_DIGITS)
+    digit_rows = None if options.all else rows.DEMO_DIGITS
+    plan = rows.plan(options.seeds, options.steps, options.pairs, options.scenes, digit_rows)
     results = runs.perform_all(plan, options.out, options.workers)
     (options.out / "results.csv").write_text(table.comma_separated(results))
     sections = [f"**{TITLES[data]}**\n\n{table.markdown(table.lines(results, data))}\n" for data in TITLES]

@@ -37,6 +37,7 @@ class Run:
     data: str
     seed: int
     steps: int
+    train_size: int
     evaluation_scenes: int
 
     @property
@@ -45,13 +46,21 @@ class Run:
 
     @property
     def config(self) -> Config:
-        return Config(name=self.row.key, data=self.data, seed=self.seed, steps=self.steps, **self.row.changes)
+        same: dict[str, Any] = {
+            "data": self.data,
+            "seed": self.seed,
+            "steps": self.steps,
+            "train_size": self.train_size,
+        }
+        return Config(name=self.row.key, **same, **self.row.changes)
 
 
-def plan(seeds: int, steps: int, evaluation_scenes: int, digit_rows: tuple[str, ...] | None = None) -> list[Run]:
+def plan(
+    seeds: int, steps: int, train_size: int, evaluation_scenes: int, digit_rows: tuple[str, ...] | None = None
+) -> list[Run]:
     """All rows on the rendered scenes, and `digit_rows` (None: all) on the digits; the slowest first."""
     runs = [
-        Run(row, data, seed, steps, evaluation_scenes)
+        Run(row, data, seed, steps, train_size, evaluation_scenes)
         for seed in range(seeds)
         for data in DATASETS
         for row in ROWS

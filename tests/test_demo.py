@@ -1,0 +1,143 @@
+"""The experiment's table and report, and the commands of `loupe`."""
+
+import csv
+import io
+import json
+import re
+
+import pytest
+
+from loupe_ext.cli import main
+from loupe_ext.demo import rows, table
+
+for package in ("matplotlib", "PIL", "rich", "safetensors", "sklearn", "yaml"):
+    pytest.importorskip(package)
+
+METRICS = ("i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5", "pointing", "acc50", "acc30", "miou")
+SMALL = ["demo", "--steps", "2", "--pairs", "64", "--scenes", "12", "--workers", "1"]
+
+
+def result(row: str, seed: int, value: float, **more: float) -> dict:
+    metrics = dict.fromkeys(METRICS, value) | more
+    return {
+        "row": row,
+        "data": "scenes",
+        "seed": seed,
+        "threshold": 0.3,
+        "milliseconds_per_step": 50.0,
+        "metrics": metrics,
+    }
+
+
+def test_table_shows_mean_spread_and_the_best():
+    found = table.lines([result("cmc", 0, 0.25), result("cmc-fsa", 0, 0.5), result("cmc", 1, 0.35)], "scenes")
+    assert [line.row.key for line in found] == ["cmc", "cmc-fsa"]
+    assert found[0].cells["acc50"].mean == pytest.approx(0.3)
+    assert found[0].cells["acc50"].spread == pytest.approx(0.1 / 2**0.5)
+    text = table.markdown(found)
+    assert "| 30.0 ± 7.1 |" in text
+    assert "| **50.0** |" in text
+    assert "**30.0" not in text
+    assert len({line.count("|") for line in text.splitlines()}) == 1
+
+
+def test_table_leaves_out_what_a_row_does_not_have():
+    found = table.lines([result("cmc", 0, 0.25), result("default", 0, 0.5, recall=0.75)], "scenes")
+    cells = dict(zip(table.COLUMNS, found[0].texts(), strict=False))
+    assert cells["recall"] == "-"
+    assert table.lines([result("cmc", 0, 0.25)], "digits") == []
+
+
+def test_csv_holds_every_run_unrounded():
+    read = list(csv.DictReader(io.StringIO(table.comma_separated([result("cmc", s, 0.1 + 0.2) for s in range(3)]))))
+    assert [line["seed"] for line in read] == ["0", "1", "2"]
+    assert float(read[0]["acc50"]) == 0.1 + 0.2
+    assert read[0]["recall"] == ""
+
+
+def test_rows_differ_in_their_objective_alone():
+    configs = [run.config for run in rows.plan(1, 10, 64, 20) if run.data == "scenes"]
+    assert len(configs) == len(rows.ROWS) == 5
+    objective = {"name", "cmc", "late_interaction", "region_phrase", "fsa", "boxes", "box_threshold"}
+    for config in configs:
+        differing = {name for name in vars(config) if getattr(config, name) != getattr(configs[0], name)}
+        assert differing <= objective
+
+
+def test_plan_has_every_row_for_every_seed():
+    runs = rows.plan(3, 10, 64, 20, rows.DEMO_DIGITS)
+    assert len({run.key for run in runs}) == len(runs) == 3 * (5 + 3)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    assert main([*SMALL, "--out", str(out)]) == 0
+    return out
+
+
+def test_demo_writes_all_it_promises(demo):
+    assert len(list(csv.DictReader((demo / "results.csv").open()))) == 8
+    assert (demo / "table.md").read_text().count("Default recipe") == 3
+    assert not list(demo.rglob("*.partial"))
+    results = [json.loads(path.read_text()) for path in (demo / "runs").glob("*.json")]
+    assert all(0 <= value <= 1 for one in results for value in one["metrics"].values())
+
+
+def test_demo_again_repeats_nothing(demo):
+    before = {path: path.stat().st_mtime_ns for path in (demo / "runs").iterdir()}
+    assert main([*SMALL, "--out", str(demo)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (demo / "runs").iterdir()} == before
+
+
+def test_report_is_self_contained(demo):
+    page = (demo / "report.html").read_text()
+    assert page.count('class="card"') == 12
+    assert set(re.findall(r'(?:src|href)="([a-z]+:)', page)) == {"data:"}
+    assert not re.search(r'src="(?!data:)|<link|<script|url\(|@import', page)
+    assert "$" not in re.sub(r'"data:[^"]*"', "", page)
+    for line in table.lines([json.loads(p.read_text()) for p in (demo / "runs").glob("*.json")], "scenes"):
+        assert line.row.title in page
+        assert f">{line.texts()[5]}</td>" in page
+
+
+def test_train_then_evaluate(tmp_path, capsys):
+    config = tmp_path / "run.yaml"
+    config.write_text("steps: 3\ntrain_size: 64\nbatch: 8\nwidth: 16\ndim: 16\n")
+    checkpoint = tmp_path / "run.safetensors"
+    command = ["train", str(checkpoint), "seed=3", "fsa=0.5", "--config", str(config)]
+    assert main([*command, "--tensorboard", str(tmp_path / "board")]) == 0
+    assert list((tmp_path / "board").iterdir())
+    capsys.readouterr()
+    assert main(["evaluate", str(checkpoint), "--scenes", "12"]) == 0
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert set(METRICS) < set(printed)
+    assert all(0 <= float(value) <= 1 for value in printed.values())
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["evaluate", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["train", "x.safetensors", "colour=red"], "name=value"),
+        (["train", "x.safetensors", "steps=many"], "steps"),
+        (["train", "x.safetensors", "negatives=1"], "negatives"),
+        (["train", "x.safetensors", "batch=0"], "batch"),
+        (["train", "x.safetensors", "data=photos"], "photos"),
+        (["train", "x.safetensors", "--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_commands_say_what_is_wrong(command, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 2
+    message = capsys.readouterr().err
+    assert said in message
+    assert len(message.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [["demo", "--seeds", "0"], ["demo", "--steps", "two"], [], ["paint"]])
+def test_usage_errors(command):
+    with pytest.raises(SystemExit) as exit:
+        main(command)
+    assert exit.value.code == 2
