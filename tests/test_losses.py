@@ -78,7 +78,9 @@ def naive_fsa(regions, phrases, region_lengths, phrase_lengths, temperature, neg
         total = 0
         for region, label, weight in zip(mine, labels, weights, strict=True):
             everything = sum((SCALE * region @ rival).exp() for rival in rivals)
-            total += weight * sum(-q * ((SCALE * region @ x).exp() / everything).log() for q, x in zip(label, own))
+            total += weight * sum(
+                -q * ((SCALE * region @ x).exp() / everything).log() for q, x in zip(label, own, strict=True)
+            )
         losses.append(total / weights.sum())
     return sum(losses) / len(losses)
 

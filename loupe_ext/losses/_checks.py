@@ -20,7 +20,7 @@ def check_features(name: str, value: object, dims: str) -> Tensor:
 
 
 def check_same(name: str, value: Tensor, other_name: str, other: Tensor, dims: dict[str, tuple[int, int]]) -> None:
-    """Sizes that must agree, and the dtype: `dims` maps a dimension's letter to its places in `value` and in `other`."""
+    """The dtypes must agree, and sizes: `dims` maps a dimension's letter to its places in `value` and in `other`."""
     for letter, (i, j) in dims.items():
         if value.shape[i] != other.shape[j]:
             raise ValueError(
