@@ -63,11 +63,15 @@ class TestSplits:
             assert len(seen[-1]) > 100
         assert all(one.isdisjoint(other) for one, other in itertools.combinations(seen, 2))
 
-    def test_the_split_does_not_depend_on_the_order_of_the_objects(self):
+    def test_the_split_depends_on_the_set_of_objects_alone(self):
         layout = scenes._lay_out(np.random.default_rng(0))
         layout = layout.select(layout.counts == 5)
         turned = compose.Layout(layout.counts, layout.kinds[:, ::-1], layout.radii, layout.centres)
         assert (scenes.split_of(layout) == scenes.split_of(turned)).all()
+        fewer = compose.Layout(0 * layout.counts + 3, layout.kinds.copy(), layout.radii, layout.centres)
+        want = scenes.split_of(fewer)
+        fewer.kinds[:, 3:] = 0  # what is absent
+        assert (scenes.split_of(fewer) == want).all()
         assert np.bincount(scenes.split_of(layout)) / len(layout) == pytest.approx([0.8, 0.1, 0.1], abs=0.05)
 
     def test_the_handwritten_digits_are_cut_into_the_splits(self):

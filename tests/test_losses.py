@@ -197,6 +197,12 @@ class TestGradients:
         loss = lambda r, p, s: fsa_loss(r, p, s, phrase_lengths=LENGTHS, negatives=negatives)  # noqa: E731
         assert torch.autograd.gradcheck(loss, (regions, phrases, torch.tensor(SCALE).double().requires_grad_()))
 
+    def test_of_several_best_matches_the_first_gets_the_gradient(self):
+        patches, words = features(1, 1, 3).repeat(1, 3, 1), features(1, 1, 3).repeat(1, 2, 1)
+        _, to_patches, to_words = values_and_gradients(lambda p, w: sum(late_interaction(p, w)).sum(), patches, words)
+        assert to_words[0].norm(dim=1).tolist() == pytest.approx([1.5, 0.5])  # all the patches' share, and its own
+        assert to_patches[0].norm(dim=1).tolist() == pytest.approx([4 / 3, 1 / 3, 1 / 3])
+
     def test_late_interaction_never_holds_all_cosines(self):
         B, n, L, d = 12, 64, 10, 4
         everything = B * B * L * n  # cosines of all patches with all words

@@ -169,15 +169,15 @@ class TestEvaluate:
         assert metrics["pointing"] == metrics["acc50"] == 1
         assert metrics["miou"] > 0.75
 
-    def test_the_true_boxes_as_proposals_are_all_recalled(self, monkeypatch):
+    def test_the_true_boxes_as_proposals_are_all_recalled_and_each_phrase_gets_the_one_it_picked(self, monkeypatch):
+        order = torch.rand(20, 3, generator=torch.Generator().manual_seed(0)).argsort(1)  # another in each image
+
         def proposals(image, count, overlap):
-            boxes = scenes().boxes.nan_to_num(0)
-            return torch.eye(3).expand(20, 3, 3), boxes, torch.zeros(20, 3)
+            boxes = scenes().boxes.nan_to_num(0).gather(1, order[..., None].expand(-1, -1, 4))
+            return torch.zeros(20, 3, 16), boxes, torch.zeros(20, 3)
 
         monkeypatch.setattr("loupe_ext.model.dual.ImageFeatures.proposals", proposals)
-        monkeypatch.setattr(
-            evaluation.grounding, "choose_proposals", lambda features, sure, phrases: torch.arange(3).expand(20, 3)
-        )
+        monkeypatch.setattr(evaluation.grounding, "choose_proposals", lambda *_: order.argsort(1))
         metrics = evaluation.evaluate(task(), scenes(), 0.5)
         assert all(metrics[name] == 1 for name in PROPOSALS)
 
