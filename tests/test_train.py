@@ -270,6 +270,10 @@ class TestConfig:
             ("steps: 0", ValueError, "steps: expected at least 1, got 0"),
             ("batch: -1", ValueError, "batch: expected at least 1, got -1"),
             ("box_images: 0", ValueError, "box_images: expected at least 1, got 0"),
+            ("width: 10", ValueError, "width: expected a multiple of .* 4 heads, got 10"),
+            ("fsa: -1", ValueError, "fsa: expected a weight, 0 or more, got -1"),
+            ("cmc: .nan", ValueError, "cmc: expected a weight, 0 or more, got nan"),
+            ("{cmc: 0, region_phrase: 0, fsa: 0, boxes: 0}", ValueError, "cmc, .* boxes: expected one above 0"),
             ("train_size: 63", ValueError, r"train_size: expected at least a batch \(64\), got 63"),
         ],
     )
