@@ -17,7 +17,7 @@ from loupe_ext.losses import (
     region_phrase_loss,
     region_phrase_similarity,
 )
-from python_ref import pairwise as reference
+from tests import naive_losses as naive
 from tests.backends import assert_close
 from tests.samples import random_pairs
 
@@ -30,61 +30,6 @@ def features(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> 
     return normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1).to(dtype)
 
 
-def softmaxed(x: list[torch.Tensor]) -> torch.Tensor:
-    return torch.stack(x).softmax(0)
-
-
-def naive_contrast(by_row: torch.Tensor, by_column: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the diagonal over the rows of one matrix and the columns of another, halved."""
-    n = len(by_row)
-    rows = sum(-softmaxed(list(by_row[i]))[i].log() for i in range(n)) / n
-    columns = sum(-softmaxed(list(by_column[:, i]))[i].log() for i in range(n)) / n
-    return (rows + columns) / 2
-
-
-def naive_region_phrase(regions, phrases, lengths):
-    def score(image, caption):
-        own = phrases[caption][: lengths[caption]]
-        return sum(max(phrase @ region for region in regions[image]) for phrase in own) / len(own)
-
-    return torch.stack([torch.stack([score(b, c) for c in range(len(phrases))]) for b in range(len(regions))])
-
-
-def naive_late(patches, words, lengths):
-    by_patch, by_word = torch.zeros(2, len(patches), len(words), dtype=patches.dtype)
-    for b, image in enumerate(patches):
-        for c, caption in enumerate(words):
-            own = caption[: lengths[c]]
-            by_patch[b, c] = sum(max(patch @ word for word in own) for patch in image) / len(image)
-            by_word[b, c] = sum(max(patch @ word for patch in image) for word in own) / len(own)
-    return by_patch, by_word
-
-
-def naive_labels(alignment, temperature):
-    """Labels and weights of one problem without padding."""
-    interactions = reference.pairwise_interactions(alignment.softmax(1)[None], alignment.softmax(0)[None])[0]
-    best = interactions.max()
-    labels = torch.stack([softmaxed(list(row / best / temperature)) for row in interactions])
-    return labels, torch.stack([(row.max() / best).clamp(min=0) for row in interactions])
-
-
-def naive_fsa(regions, phrases, region_lengths, phrase_lengths, temperature, negatives):
-    """The weighted mean over regions of -sum_j label_j log softmax_j, meaned over images; labels are constants."""
-    losses = []
-    for b in range(len(regions)):
-        mine, own = regions[b, : region_lengths[b]], phrases[b, : phrase_lengths[b]]
-        rivals = [phrases[c, j] for c in range(len(phrases)) for j in range(phrase_lengths[c])] if negatives else own
-        labels, weights = naive_labels((SCALE * mine @ own.T).detach(), temperature)
-        total = 0
-        for region, label, weight in zip(mine, labels, weights, strict=True):
-            everything = sum((SCALE * region @ rival).exp() for rival in rivals)
-            total += weight * sum(
-                -q * ((SCALE * region @ x).exp() / everything).log() for q, x in zip(label, own, strict=True)
-            )
-        losses.append(total / weights.sum())
-    return sum(losses) / len(losses)
-
-
 def values_and_gradients(loss, *inputs):
     inputs = [x.clone().requires_grad_() for x in inputs]
     value = loss(*inputs)
@@ -94,38 +39,38 @@ def values_and_gradients(loss, *inputs):
 class TestAgainstLoops:
     def test_info_nce(self):
         logits = random_pairs(1, 5, 5)[0]
-        assert_close(info_nce(logits), naive_contrast(logits, logits), 1e-12)
+        assert_close(info_nce(logits), naive.contrast(logits, logits), 1e-12)
 
     def test_cmc_takes_cosines_of_embeddings_of_any_length(self):
         images, texts = random_pairs(2, 4, 3)
         cosines = torch.stack([torch.stack([i @ t / i.norm() / t.norm() for t in texts]) for i in images])
-        assert_close(cmc_loss(images, texts, SCALE), naive_contrast(SCALE * cosines, SCALE * cosines), 1e-12)
+        assert_close(cmc_loss(images, texts, SCALE), naive.contrast(SCALE * cosines, SCALE * cosines), 1e-12)
 
     def test_region_phrase(self):
         regions, phrases = features(3, 6, 5), features(3, 4, 5, seed=1)
-        want = naive_region_phrase(regions, phrases, LENGTHS)
+        want = naive.region_phrase_similarity(regions, phrases, LENGTHS)
         assert_close(region_phrase_similarity(regions, phrases, LENGTHS), want, 1e-12)
         got = region_phrase_loss(regions, phrases, SCALE, LENGTHS)
-        assert_close(got, naive_contrast(SCALE * want, SCALE * want), 1e-12)
+        assert_close(got, naive.contrast(SCALE * want, SCALE * want), 1e-12)
 
     def test_late_interaction_of_other_counts_of_images_and_captions(self):
         patches, words = features(2, 6, 5), features(3, 4, 5, seed=1)
         for got, want in zip(
-            late_interaction(patches, words, LENGTHS), naive_late(patches, words, LENGTHS), strict=True
+            late_interaction(patches, words, LENGTHS), naive.late_interaction(patches, words, LENGTHS), strict=True
         ):
             assert_close(got, want, 1e-12)
 
     def test_late_interaction_loss_scores_each_way_by_its_own_similarity(self):
         patches, words = features(3, 6, 5), features(3, 4, 5, seed=1)
-        by_patch, by_word = naive_late(patches, words, LENGTHS)
+        by_patch, by_word = naive.late_interaction(patches, words, LENGTHS)
         got = late_interaction_loss(patches, words, SCALE, LENGTHS)
-        assert_close(got, naive_contrast(SCALE * by_patch, SCALE * by_word), 1e-12)
+        assert_close(got, naive.contrast(SCALE * by_patch, SCALE * by_word), 1e-12)
 
     def test_fsa_labels(self):
         alignment, regions = 3 * random_pairs(3, 5, 4), torch.tensor([5, 2, 3])
         labels, weights = fsa_labels(alignment, regions, LENGTHS, 0.3)
         for b, (m, n) in enumerate(zip(regions, LENGTHS, strict=True)):
-            want = naive_labels(alignment[b, :m, :n], 0.3)
+            want = naive.fsa_labels(alignment[b, :m, :n], 0.3)
             assert_close(labels[b, :m, :n], want[0], 1e-12)
             assert_close(weights[b, :m], want[1], 1e-12)
             assert labels[b].sum().item() == pytest.approx(m)  # each row a distribution, and nothing at the padding
@@ -141,7 +86,7 @@ class TestAgainstLoops:
     def test_fsa_loss_and_its_gradients_with_constant_labels(self, negatives):
         inputs, counts = (features(3, 5, 4), features(3, 4, 4, seed=1)), torch.tensor([5, 2, 3])
         got = values_and_gradients(lambda r, p: fsa_loss(r, p, SCALE, counts, LENGTHS, 0.3, negatives), *inputs)
-        want = values_and_gradients(lambda r, p: naive_fsa(r, p, counts, LENGTHS, 0.3, negatives), *inputs)
+        want = values_and_gradients(lambda r, p: naive.fsa_loss(r, p, SCALE, counts, LENGTHS, 0.3, negatives), *inputs)
         for x, y in zip(got, want, strict=True):
             assert_close(x, y, 1e-12)
 
