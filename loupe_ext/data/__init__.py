@@ -14,6 +14,8 @@ def load(name: str, split: str, size: int, seed: int = 0) -> Grounded:
         raise ValueError(f"split: expected one of {SPLITS}, got {split!r}")
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ValueError(f"size: expected a positive int, got {size!r}")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed: expected an int, 0 or more, got {seed!r}")
     if name == "scenes":
         from loupe_ext.data.scenes import rendered_scenes
 

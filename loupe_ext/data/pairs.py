@@ -60,11 +60,11 @@ class Pairs:
     vocabulary: Vocabulary
 
     def __post_init__(self) -> None:
-        n = len(self.images)
         if self.images.dim() != 4 or self.images.shape[1] != 3 or self.images.dtype != torch.uint8:
             raise ValueError(
                 f"images: expected uint8 of shape [n, 3, H, W], got {self.images.dtype} {tuple(self.images.shape)}"
             )
+        n = len(self.images)
         for name, value, shape in (
             ("words", self.words, (n, None)),
             ("spans", self.spans, (n, None, 2)),

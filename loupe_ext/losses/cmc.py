@@ -13,8 +13,8 @@ def info_nce(similarity: Tensor) -> Tensor:
     The mean of the cross-entropies of the rows (which column matches?) and of the columns.
     """
     check_features("similarity", similarity, "BB")
-    if similarity.shape[0] != similarity.shape[1] or not len(similarity):
-        raise ValueError(f"similarity: expected a square of at least 1 x 1, got {tuple(similarity.shape)}")
+    if similarity.shape[0] != similarity.shape[1]:
+        raise ValueError(f"similarity: expected a square, got {tuple(similarity.shape)}")
     match = torch.arange(len(similarity), device=similarity.device)
     return (cross_entropy(similarity, match) + cross_entropy(similarity.T, match)) / 2
 

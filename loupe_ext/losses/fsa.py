@@ -107,9 +107,12 @@ def fsa_loss(
     check_features("regions", regions, "BMd")
     check_features("phrases", phrases, "BNd")
     check_same("phrases", phrases, "regions", regions, {"B": (0, 0), "d": (2, 2)})
+    there = length_mask("region_lengths", region_lengths, regions, 1)
+    present = length_mask("phrase_lengths", phrase_lengths, phrases, 1)
+    regions = regions.masked_fill(~there[..., None], 0)  # whatever stands there, NaN among it
+    phrases = phrases.masked_fill(~present[..., None], 0)
     own = scale * regions @ phrases.mT
     labels, weights = fsa_labels(own, region_lengths, phrase_lengths, temperature)
-    present = length_mask("phrase_lengths", phrase_lengths, phrases, 1)
     if negatives:
         everything = (scale * regions @ phrases[present].T).logsumexp(2)
     else:

@@ -70,6 +70,7 @@ def late_interaction(patches: Tensor, words: Tensor, word_lengths: Tensor | None
     if words.shape[1] > 255:
         raise ValueError(f"words: expected at most 255 words a caption, got {words.shape[1]}")
     mask = length_mask("word_lengths", word_lengths, words, 1)
+    words = words.masked_fill(~mask[..., None], 0)  # whatever stands there, NaN among it
     best_word, best_patch = _BestMatches.apply(patches, words, mask)
     by_word = (best_patch * mask[..., None]).sum(1) / mask.sum(1)[:, None]
     return best_word.view(len(words), *patches.shape[:2]).mean(-1).T, by_word.T

@@ -15,6 +15,7 @@ def region_phrase_similarity(regions: Tensor, phrases: Tensor, phrase_lengths: T
     check_features("phrases", phrases, "CPd")
     check_same("phrases", phrases, "regions", regions, {"d": (2, 2)})
     mask = length_mask("phrase_lengths", phrase_lengths, phrases, 1)
+    phrases = phrases.masked_fill(~mask[..., None], 0)  # whatever stands there, NaN among it
     (B, M, _), (C, P, _) = regions.shape, phrases.shape
     best = (phrases.flatten(0, 1) @ regions.flatten(0, 1).T).view(C, P, B, M).amax(-1)
     return (best * mask[..., None]).sum(1).T / mask.sum(1)

@@ -29,11 +29,11 @@ def heat_boxes(heat: Tensor, threshold: float) -> Tensor:
         raise ValueError(f"heat: expected shape [n, h, w], got {tuple(heat.shape)}")
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold: expected a number from 0 to below 1, got {threshold}")
-    boxes = [heat.new_zeros(0, 4)]
+    boxes = []
     for maps in heat.split(256):
         fine = interpolate(maps[:, None], scale_factor=PATCH, mode="bilinear")[:, 0]
         mean, peak = fine.mean((1, 2), keepdim=True), fine.amax((1, 2), keepdim=True)
-        first = one_hot(fine.flatten(1).argmax(1), fine[0].numel()).view_as(fine).bool()
+        first = one_hot(fine.flatten(1).argmax(1), fine.shape[1] * fine.shape[2]).view_as(fine).bool()
         hot = (fine >= mean + threshold * (peak - mean)) | first
         boxes.append(extents(flood(hot, first)).to(heat.dtype))
     return torch.cat(boxes)

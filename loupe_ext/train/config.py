@@ -1,5 +1,6 @@
 """What a run is: data, model, objective and optimisation, with presets and YAML."""
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,14 @@ class Config:
         for name in ("train_size", "width", "dim", "proposals", "batch", "steps", "box_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.width % 4:
+            raise ValueError(f"width: expected a multiple of the text encoder's 4 heads, got {self.width}")
+        weights = ("cmc", "late_interaction", "region_phrase", "fsa", "boxes")
+        for name in weights:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected a weight, 0 or more, got {getattr(self, name)}")
+        if not any(getattr(self, name) for name in weights):
+            raise ValueError(f"{', '.join(weights)}: expected one above 0")
         if self.train_size < self.batch:
             raise ValueError(f"train_size: expected at least a batch ({self.batch}), got {self.train_size}")
 

@@ -64,9 +64,12 @@ def train(
         report: called after each step.
 
     Raises:
+        TypeError: `pairs` are something else, such as scenes with their boxes.
         ValueError: the checkpoint at `path` is of another run.
         FloatingPointError: the loss is no longer finite.
     """
+    if not isinstance(pairs, Pairs):
+        raise TypeError(f"pairs: expected Pairs, got {type(pairs).__name__}")
     if len(pairs) < config.batch:
         raise ValueError(f"pairs: expected at least a batch of {config.batch}, got {len(pairs)}")
     with torch.random.fork_rng(devices=[]):

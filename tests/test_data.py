@@ -1,0 +1,267 @@
+import functools
+import itertools
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from loupe_ext import data
+from loupe_ext.data import Batch, Grounded, Pairs, Vocabulary, compose, digits, scenes
+
+SIZE = 40
+MODULES = {"scenes": scenes, "digits": digits}
+both = pytest.mark.parametrize("name", MODULES)
+
+
+@functools.cache
+def loaded(name: str, split: str = "test", size: int = SIZE, seed: int = 0) -> Grounded:
+    if name == "digits":
+        pytest.importorskip("sklearn")
+    return data.load(name, split, size, seed)
+
+
+def contents(made: Grounded) -> list[torch.Tensor]:
+    pairs = made.pairs
+    return [pairs.images, pairs.words, pairs.spans, pairs.phrase_lengths, made.boxes.nan_to_num(-1)]
+
+
+def drawn(name: str, split: int, seed: int) -> compose.Drawn:
+    if name == "digits":
+        pytest.importorskip("sklearn")
+    return MODULES[name]._draw(np.random.default_rng(seed), split)
+
+
+class TestSeeds:
+    @both
+    def test_the_same_seed_gives_the_same_scenes(self, name):
+        for x, y in zip(contents(loaded(name)), contents(data.load(name, "test", SIZE, 0)), strict=True):
+            assert torch.equal(x, y)
+
+    @pytest.mark.parametrize(("name", "more"), [("scenes", 230), ("digits", 60)])  # 230: three chunks
+    def test_the_first_scenes_do_not_depend_on_how_many_there_are(self, name, more):
+        for x, y in zip(contents(loaded(name)), contents(loaded(name, size=more)), strict=True):
+            assert torch.equal(x, y[:SIZE])
+
+    def test_no_chunk_repeats_another(self):
+        images = loaded("scenes", size=230).pairs.images
+        assert len(images.flatten(1).unique(dim=0)) == 230
+
+    @both
+    def test_another_seed_gives_other_scenes(self, name):
+        one, other = loaded(name).pairs, loaded(name, seed=1).pairs
+        assert not torch.equal(one.words, other.words)
+        assert not (one.images == other.images).flatten(1).all(1).any()
+
+
+class TestSplits:
+    def test_no_two_splits_share_a_set_of_rendered_objects(self):
+        seen = []
+        for split in range(3):
+            layouts = [drawn("scenes", split, seed).layout for seed in (split, 10 + split)]
+            seen.append({frozenset(kinds[:n]) for x in layouts for kinds, n in zip(x.kinds, x.counts, strict=True)})
+            assert len(seen[-1]) > 100
+        assert all(one.isdisjoint(other) for one, other in itertools.combinations(seen, 2))
+
+    def test_the_split_depends_on_the_set_of_objects_alone(self):
+        layout = scenes._lay_out(np.random.default_rng(0))
+        layout = layout.select(layout.counts == 5)
+        turned = compose.Layout(layout.counts, layout.kinds[:, ::-1], layout.radii, layout.centres)
+        assert (scenes.split_of(layout) == scenes.split_of(turned)).all()
+        fewer = compose.Layout(0 * layout.counts + 3, layout.kinds.copy(), layout.radii, layout.centres)
+        want = scenes.split_of(fewer)
+        fewer.kinds[:, 3:] = 0  # what is absent
+        assert (scenes.split_of(fewer) == want).all()
+        assert np.bincount(scenes.split_of(layout)) / len(layout) == pytest.approx([0.8, 0.1, 0.1], abs=0.05)
+
+    def test_the_handwritten_digits_are_cut_into_the_splits(self):
+        pytest.importorskip("sklearn")
+        parts = [digits.images_of(split) for split in range(3)]
+        assert sorted(np.concatenate(parts)) == list(range(1797))
+        assert [len(part) for part in parts] == [1077, 359, 361]
+
+    @pytest.mark.parametrize("split", range(3))
+    def test_a_split_shows_only_its_own_handwritten_digits(self, split):
+        layout = drawn("digits", split, 0).layout
+        used = layout.kinds[layout.present]
+        assert np.isin(used, digits.images_of(split)).all()
+        assert len(np.unique(used)) > 300
+
+    @both
+    def test_load_tells_the_splits_apart(self, name):
+        one, other = loaded(name).pairs, loaded(name, "validation").pairs
+        assert not torch.equal(one.words, other.words)
+
+
+class TestScenes:
+    @both
+    def test_three_to_five_objects_all_different(self, name):
+        layout = drawn(name, 2, 0).layout
+        assert set(layout.counts) == {3, 4, 5}
+        labels = layout.kinds if name == "scenes" else digits.handwritten()[1][layout.kinds]
+        assert all(len(set(row[:n])) == n for row, n in zip(labels, layout.counts, strict=True))
+
+    @both
+    def test_objects_keep_apart_and_inside(self, name):
+        layout = drawn(name, 2, 0).layout
+        for n, radii, centres in zip(layout.counts, layout.radii, layout.centres, strict=True):
+            radii, centres = radii[:n], centres[:n]
+            assert (centres >= radii[:, None]).all()
+            assert (centres <= 64 - radii[:, None]).all()
+            distances = np.hypot(*np.moveaxis(centres[:, None] - centres, -1, 0)) + 100 * np.eye(n)
+            assert (distances > radii + radii[:, None]).all()
+
+    @both
+    def test_boxes_are_tight_around_what_is_pasted(self, name, monkeypatch):
+        module, pasted = MODULES[name], []
+
+        def paste(images, at, covers, colours, centres):
+            """Also onto black, in white, where only this object can be seen."""
+            alone = np.zeros_like(images)
+            compose.paste(alone, at, covers, np.ones_like(covers)[..., None], centres)
+            boxes = compose.paste(images, at, covers, colours, centres)
+            for image, (x0, y0, x1, y1) in zip(alone[at, :, :, 0], boxes.astype(int), strict=True):
+                solid = image > 0.5
+                assert solid.sum() == solid[y0:y1, x0:x1].sum()
+                assert all(edge.any() for edge in (solid[y0], solid[y1 - 1], solid[:, x0], solid[:, x1 - 1]))
+            pasted.extend(boxes)
+            return boxes
+
+        monkeypatch.setattr(module, "paste", paste)
+        layout = drawn(name, 2, 0).layout
+        assert len(pasted) == layout.counts.sum()
+
+    @both
+    def test_each_phrase_has_a_box_inside_the_image(self, name):
+        made = loaded(name)
+        named = torch.arange(3) < made.pairs.phrase_lengths[:, None]
+        boxes = made.boxes[named]
+        assert made.boxes[~named].isnan().all()
+        assert boxes.min() >= 0
+        assert boxes.max() <= 64
+        assert (boxes[:, 2:] - boxes[:, :2]).min() >= 3
+
+    def test_a_box_holds_the_colour_that_its_phrase_names(self):
+        made = loaded("scenes")
+        palette = torch.tensor(list(scenes.COLOURS.values())).float()
+        wrong = total = 0
+        for i in range(SIZE):
+            for phrase, box in zip(made.pairs.phrases(i), made.boxes[i], strict=False):
+                if phrase.split()[-1] not in ("ring", "moon"):  # hollow
+                    x, y = (int(v) for v in (box[:2] + box[2:]) / 2)
+                    pixel = made.pairs.images[i, :, y, x].float()
+                    nearest = (palette - pixel).norm(dim=1).argmin()
+                    wrong += list(scenes.COLOURS)[nearest] not in phrase
+                    total += 1
+        assert total > 50
+        assert wrong <= 0.05 * total  # shading makes some orange look yellow
+
+
+class TestCaptions:
+    @both
+    def test_name_two_or_three_objects_and_nothing_else(self, name):
+        pairs = loaded(name).pairs
+        assert set(pairs.phrase_lengths.tolist()) == {2, 3}
+        for i in range(SIZE):
+            joints = r"above|below|left of|right of" if pairs.phrase_lengths[i] == 2 else r", (.+) and"
+            form = r"(.+) (?:X) (.+)".replace("X", joints)
+            assert list(re.fullmatch(form, pairs.caption(i)).groups()) == pairs.phrases(i)
+            assert len(set(pairs.phrases(i))) == pairs.phrase_lengths[i]
+
+    def test_phrases_are_those_of_their_data_set(self):
+        assert {x for i in range(SIZE) for x in loaded("scenes").pairs.phrases(i)} <= set(scenes.PHRASES)
+        numerals = {f"{'an' if x == 'eight' else 'a'} {x}" for x in digits.NUMERALS}
+        assert {x for i in range(SIZE) for x in loaded("digits").pairs.phrases(i)} <= numerals
+
+    @both
+    def test_say_where_the_first_box_lies(self, name):
+        made = loaded(name, size=60 if name == "digits" else 230)
+        checked = 0
+        for i in (made.pairs.phrase_lengths == 2).nonzero()[:, 0].tolist():
+            first, second = (made.boxes[i, :2, :2] + made.boxes[i, :2, 2:]) / 2
+            dx, dy = (second - first).tolist()
+            if abs(abs(dx) - abs(dy)) > 8:  # a box's centre is not quite its object's
+                words = ("left of", "right of") if abs(dx) > abs(dy) else ("above", "below")
+                assert words[(dx if abs(dx) > abs(dy) else dy) < 0] in made.pairs.caption(i)
+                checked += 1
+        assert checked >= 15
+
+    @pytest.mark.parametrize(
+        ("second", "words"),
+        [((9, 3), "left of"), ((-9, 3), "right of"), ((3, 9), "above"), ((3, -9), "below")],
+    )
+    def test_relation_is_seen_from_the_second(self, second, words):
+        assert compose.relation(np.zeros(2), np.array(second)) == words
+
+    def test_articles_follow_the_sound(self):
+        assert [compose.noun_phrase(x) for x in ("one", "eight", "six")] == ["a one", "an eight", "a six"]
+        assert compose.noun_phrase("orange", "star") == "an orange star"
+
+
+class TestBadInput:
+    pairs = Pairs(
+        torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+        torch.zeros(2, 5, dtype=torch.int64),
+        torch.zeros(2, 3, 2, dtype=torch.int64),
+        torch.ones(2, dtype=torch.int64),
+        Vocabulary(["a"]),
+    )
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("faces", "train", 1), r"name: expected one of \('scenes', 'digits'\), got 'faces'"),
+            (("scenes", "dev", 1), "split: expected one of .* got 'dev'"),
+            (("scenes", "train", 0), "size: expected a positive int, got 0"),
+            (("scenes", "train", 1.5), "size: expected a positive int, got 1.5"),
+            (("scenes", "train", True), "size: expected a positive int, got True"),
+            (("scenes", "train", 1, -1), "seed: expected an int, 0 or more, got -1"),
+            (("scenes", "train", 1, 0.5), "seed: expected an int, 0 or more, got 0.5"),
+        ],
+    )
+    def test_load(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            data.load(*arguments)
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("images", torch.zeros(2, 3, 8, 8)),
+            ("images", torch.zeros(2, 1, 8, 8, dtype=torch.uint8)),
+            ("images", torch.zeros(3, 8, 8, dtype=torch.uint8)),
+            ("words", torch.zeros(3, 5, dtype=torch.int64)),
+            ("words", torch.zeros(2, 5, dtype=torch.int32)),
+            ("spans", torch.zeros(2, 3, 3, dtype=torch.int64)),
+            ("spans", torch.zeros(2, 6, dtype=torch.int64)),
+            ("phrase_lengths", torch.ones(2, 1, dtype=torch.int64)),
+            ("phrase_lengths", torch.ones(2)),
+        ],
+    )
+    def test_pairs(self, field, value):
+        with pytest.raises(ValueError, match=f"{field}: expected"):
+            Pairs(**{**vars(self.pairs), field: value})
+
+    def test_grounded(self):
+        with pytest.raises(ValueError, match=r"boxes: expected shape \(2, 3, 4\), got \(2, 4\)"):
+            Grounded(self.pairs, torch.zeros(2, 4))
+
+    def test_vocabulary(self):
+        with pytest.raises(ValueError, match="words: expected distinct words"):
+            Vocabulary(["a", "star", "a"])
+        with pytest.raises(ValueError, match="text: expected words of the vocabulary, got 'moon'"):
+            Vocabulary(["a", "star"]).encode("a moon")
+
+
+def test_vocabulary_reads_what_it_wrote():
+    vocabulary = Vocabulary(["a", "red", "star"])
+    ids = vocabulary.encode("a red star")
+    assert 0 not in ids
+    assert max(ids) < len(vocabulary)
+    assert vocabulary.decode([*ids, 0, 0]) == "a red star"
+
+
+def test_a_batch_has_the_pairs_at_its_indices_and_no_box():
+    pairs = loaded("scenes").pairs
+    batch = pairs.batch(torch.tensor([3, 1]))
+    assert list(vars(batch)) == ["images", "words", "spans", "phrase_lengths"] == list(Batch.__dataclass_fields__)
+    assert all(torch.equal(value, getattr(pairs, name)[[3, 1]]) for name, value in vars(batch).items())

@@ -1,0 +1,271 @@
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from loupe_ext.data import Batch
+from loupe_ext.model import heat
+from loupe_ext.model.dual import DualEncoder, Scale
+from loupe_ext.model.image import ImageEncoder
+from loupe_ext.model.regions import RegionHead, box_features, box_iou, centres, coverage, propose, window_features
+from loupe_ext.model.text import TextEncoder
+from tests.backends import assert_close
+from tests.samples import random_pairs
+
+
+@pytest.fixture(scope="module")
+def model() -> DualEncoder:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = DualEncoder(vocabulary=30, width=16, dim=8).eval().requires_grad_(False)
+        for name in ("text.attention.bias", "query.weight"):  # zero at first, so that nothing would show
+            model.get_parameter(name).normal_()
+        return model
+
+
+def images(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def boxes_of(n: int, count: int, seed: int = 0) -> torch.Tensor:
+    """Boxes that often overlap, [n, count, 4]."""
+    at, side = 40 * random_pairs(n, count, 2, seed).sigmoid(), 4 + 20 * random_pairs(n, count, 2, seed + 1).sigmoid()
+    return torch.cat([at, at + side], -1)
+
+
+def text(*captions: tuple[list[int], list[tuple[int, int]]], length: int = 12) -> Batch:
+    words = torch.tensor([[*ids, *[0] * (length - len(ids))] for ids, _ in captions])
+    spans = torch.tensor([[*where, *[(0, 0)] * (3 - len(where))] for _, where in captions])
+    return Batch(torch.empty(0), words, spans, torch.tensor([len(where) for _, where in captions]))
+
+
+class TestImageEncoder:
+    def test_a_shift_by_a_patch_shifts_the_tokens_by_one(self, model):
+        picture = images(1, 3, 48, 48)
+        moved = torch.roll(picture, (4, 8), (2, 3))
+        tokens, again = model.encode_image(picture).patches[0], model.encode_image(moved).patches[0]
+        assert_close(again[4:-2, 5:-2], tokens[3:-3, 3:-4], 1e-5)
+
+    @pytest.mark.parametrize("along", [2, 3])
+    def test_a_token_sees_as_far_on_either_side_of_its_patch(self, model, along):
+        picture = images(1, 3, 40, 40)
+        changed = picture.repeat(40, 1, 1, 1)
+        for i in range(40):
+            changed.select(along, i)[i] ^= 255
+        differs = (model.image(changed)[:, 5, 5] - model.image(picture)[:, 5, 5]).abs().amax(-1) > 1e-4
+        seen = differs.nonzero()[:, 0].tolist()
+        assert seen == list(range(20 - 7, 24 + 7))
+
+    @pytest.mark.parametrize(
+        ("value", "error", "message"),
+        [
+            (images(1, 3, 10, 12), ValueError, r"images: expected .* multiples of 4, got \(1, 3, 10, 12\)"),
+            (images(1, 3, 12, 10), ValueError, r"images: expected .* multiples of 4, got \(1, 3, 12, 10\)"),
+            (images(1, 1, 8, 8), ValueError, r"images: expected shape \[B, 3, H, W\]"),
+            (images(3, 8, 8), ValueError, r"images: expected shape \[B, 3, H, W\]"),
+            (torch.zeros(1, 3, 8, 8), TypeError, "images: expected uint8, got torch.float32"),
+        ],
+    )
+    def test_bad_images(self, value, error, message):
+        with pytest.raises(error, match=message):
+            ImageEncoder(8)(value)
+
+
+class TestTextEncoder:
+    phrase = (3, 7, 9)
+
+    def test_a_phrase_alone_is_the_phrase_in_any_caption(self, model):
+        other = [3, 8, 12, 5]
+        batch = text(
+            (list(self.phrase), [(0, 3)]),
+            ([*self.phrase, 20, *other], [(0, 3), (4, 8)]),
+            ([*other, 21, 22, *self.phrase], [(0, 4), (6, 9)]),
+            ([*other, 1, *other[::-1], 2, *self.phrase], [(0, 4), (5, 9), (10, 13)]),
+            length=13,
+        )
+        seen = model.encode_text(batch)
+        words = [seen.words[0, :3], seen.words[1, :3], seen.words[2, 6:9], seen.words[3, 10:13]]
+        phrases = [seen.phrases[0, 0], seen.phrases[1, 0], seen.phrases[2, 1], seen.phrases[3, 2]]
+        for all_alike in (words, phrases):
+            for x in all_alike[1:]:
+                assert_close(x, all_alike[0], 1e-5)
+
+    def test_a_phrase_depends_on_its_words_and_their_order(self, model):
+        a, b, c = model.encode_text(text(*(([*x], [(0, 3)]) for x in ((3, 7, 9), (3, 9, 7), (3, 7, 10))))).phrases[:, 0]
+        assert min((a - b).norm(), (a - c).norm()) > 1e-3
+
+    def test_words_between_phrases_see_the_whole_caption(self, model):
+        seen = model.encode_text(text(*(([3, 7, 20, 3, x], [(0, 2), (3, 5)]) for x in (8, 9)))).words
+        assert (seen[0, 2] - seen[1, 2]).norm() > 1e-3
+
+    def test_padding_does_not_matter(self, model):
+        caption = ([3, 7, 20, 3, 8], [(0, 2), (3, 5)])
+        short, long = (model.encode_text(text(caption, length=n)) for n in (5, 12))
+        for name in ("pooled", "phrases"):
+            assert_close(getattr(long, name), getattr(short, name), 1e-5)
+        assert_close(long.words[:, :5], short.words, 1e-5)
+        assert torch.equal(short.lengths, long.lengths)
+        assert long.words[:, 5:].abs().sum() == 0
+
+    def test_bad_captions(self):
+        encoder, batch = TextEncoder(9, 8), text(([1, 2], [(0, 2)]))
+        with pytest.raises(ValueError, match=r"words: expected shape \[B, L\], got \(12,\)"):
+            encoder(batch.words[0], batch.spans)
+        with pytest.raises(ValueError, match=r"spans: expected shape \[1, P, 2\], got \(2, 3, 2\)"):
+            encoder(batch.words, batch.spans.repeat(2, 1, 1))
+
+
+def test_features_have_length_one_and_stay_in_float32_under_autocast(model):
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = model.encode_image(images(2, 3, 16, 24))
+    for x in (seen.pooled, seen.patches, seen.proposals(3)[0]):
+        assert x.dtype == torch.float32
+        assert_close(x.norm(dim=-1), torch.ones(x.shape[:-1]), 1e-5)
+    assert seen.patches.shape == (2, 4, 6, 8)
+
+
+def test_scale_is_capped():
+    assert Scale(7.0, 60.0)().item() == pytest.approx(7)
+    assert Scale(80.0, 60.0)().item() == 60
+
+
+class TestBoxes:
+    @pytest.mark.parametrize(
+        ("a", "b", "want"),
+        [
+            ((0, 0, 4, 4), (0, 0, 4, 4), 1),
+            ((0, 0, 4, 4), (2, 0, 6, 4), 1 / 3),
+            ((0, 0, 4, 4), (1, 1, 3, 3), 1 / 4),
+            ((0, 0, 4, 4), (4, 0, 8, 4), 0),
+            ((0, 0, 4, 4), (5, 5, 8, 8), 0),  # both gaps negative: their product must not count
+            ((2, 2, 2, 2), (2, 2, 2, 2), 0),
+            ((3, 3, 1, 1), (0, 0, 4, 4), 0),
+        ],
+    )
+    def test_iou(self, a, b, want):
+        a, b = torch.tensor([a, b]).double()
+        assert box_iou(a, b).item() == box_iou(b, a).item() == pytest.approx(want)
+
+    def test_a_patch_proposes_a_box_around_its_centre(self):
+        head = RegionHead(8)
+        boxes, confidence = head(torch.zeros(1, 2, 3, 8))
+        assert confidence.shape == (1, 6)
+        assert boxes[0, 4].tolist() == [6 - 9, 6 - 9, 6 + 9, 6 + 9]  # row 1, column 1: 4 to 8 pixels
+        assert centres(2, 3)[5].tolist() == [10, 6]
+
+    @pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5])
+    def test_propose_is_greedy_non_maximum_suppression(self, overlap):
+        boxes, confidence = boxes_of(20, 30), random_pairs(1, 20, 30)[0].round(decimals=1)  # with ties
+        got = propose(boxes, confidence, 30, overlap)
+        for b in range(20):
+            kept = []
+            for i in confidence[b].argsort(descending=True, stable=True).tolist():
+                if all(box_iou(boxes[b, i], boxes[b, j]) <= overlap for j in kept):
+                    kept.append(i)
+            assert got[b, : len(kept)].tolist() == kept
+            assert sorted(got[b].tolist()) == list(range(30))  # the others only then
+
+    def test_propose_more_than_there_are(self):
+        with pytest.raises(ValueError, match="count: expected at most the 5 boxes there are, got 6"):
+            propose(boxes_of(1, 5), torch.zeros(1, 5), 6)
+
+    def test_coverage(self):
+        (box,) = boxes = torch.tensor([[3.0, 2, 9, 13]]).double()
+        want = [
+            torch.stack([x - box[0], y - box[1], box[2] - x, box[3] - y]).div(0.5).sigmoid().prod()
+            for y in (2, 6, 10)
+            for x in (2, 6)
+        ]
+        assert_close(coverage(boxes, 3, 2, edge=0.5)[0], torch.stack(want), 1e-6)
+
+    def test_box_features_are_those_of_the_patches_inside(self):
+        patches = random_pairs(2 * 6, 6, 4).view(2, 6, 6, 4)
+        boxes = torch.tensor([[[4.0, 8, 12, 20]], [[0, 0, 24, 4]]]).double()  # edges halfway between centres
+        got = box_features(patches, boxes)[:, 0]
+        want = torch.stack([patches[0, 2:5, 1:3].mean((0, 1)), patches[1, 0].mean(0)])
+        assert torch.cosine_similarity(got, want).min() > 0.95  # soft edges
+        assert_close(got.norm(dim=-1), torch.ones(2), 1e-6)
+
+    @pytest.mark.parametrize(("side", "stride"), [(3, 2), (1, 1), (2, 3), (5, 1)])
+    def test_window_features(self, side, stride):
+        patches = random_pairs(2 * 5, 7, 4).view(2, 5, 7, 4)
+        want = [
+            patches[:, y : y + side, x : x + side].mean((1, 2))
+            for y in range(0, 5 - side + 1, stride)
+            for x in range(0, 7 - side + 1, stride)
+        ]
+        want = torch.stack([x / x.norm(dim=-1, keepdim=True) for x in want], 1)
+        assert_close(window_features(patches, side, stride), want, 1e-12)
+
+    @pytest.mark.parametrize(("side", "stride"), [(6, 1), (0, 1), (2, 0)])
+    def test_windows_that_do_not_fit(self, side, stride):
+        with pytest.raises(ValueError, match=f"side, stride: expected windows inside 5 x 7 patches, got {side}"):
+            window_features(torch.zeros(1, 5, 7, 4), side, stride)
+
+
+class TestHeat:
+    def test_maps_are_cosines_of_patches_and_phrases_of_one_pair(self):
+        patches, phrases = random_pairs(2 * 3, 4, 5).view(2, 3, 4, 5), random_pairs(2, 2, 5)
+        maps = heat.heat_maps(patches, phrases)
+        assert maps.shape == (2, 2, 3, 4)
+        assert maps[1, 0, 2, 3].item() == pytest.approx((patches[1, 2, 3] @ phrases[1, 0]).item())
+
+    def test_flood_fills_what_is_connected_to_the_seed(self):
+        rows = ["##..#", ".#..#", ".###.", "....#"]  # the corners at the right touch only diagonally
+        mask = torch.tensor([[x == "#" for x in row] for row in rows])
+        seed = torch.zeros(3, 4, 5, dtype=torch.bool)
+        seed[0, 0, 0] = seed[1, 3, 4] = seed[2, 0, 2] = True  # the snake, a corner, and a seed off the mask
+        part = heat.flood(mask.expand(3, -1, -1), seed)
+        snake = mask.clone()
+        snake[:, 4] = False
+        assert torch.equal(part[0], snake)
+        assert torch.equal(part[1], seed[1])
+        assert not part[2].any()
+
+    def test_the_box_lies_around_the_peaks_blob_alone(self):
+        maps = torch.zeros(2, 16, 16)
+        maps[0, 2:5, 1:4], maps[0, 10:13, 9:12] = 1.0, 0.9
+        maps[1] = maps[0].flip(0, 1)  # another peak, on the other side
+        want = torch.tensor([[4.0, 8, 16, 20], [48, 44, 60, 56]])
+        assert (heat.heat_boxes(maps, 0.5) - want).abs().max() <= 1
+
+    def test_a_lone_hot_patch_is_its_own_box_and_its_centre_the_peak(self):
+        maps = torch.zeros(1, 16, 16)
+        maps[0, 5, 11] = 1
+        assert heat.heat_boxes(maps, 0.5).tolist() == [[44, 20, 48, 24]]
+        assert heat.peaks(maps).tolist() == [[46, 22]]
+
+    @pytest.mark.parametrize("value", [0.0, 0.5, -1.0])
+    def test_a_constant_map_shows_the_whole_image(self, value):
+        assert heat.heat_boxes(torch.full((1, 4, 6), value), 0.9).tolist() == [[0, 0, 24, 16]]
+
+    @pytest.mark.parametrize("value", [0.1, 1e-30, 1e30])
+    def test_a_box_is_never_empty(self, value):
+        box = heat.heat_boxes(torch.full((1, 4, 6), value), 0.9)[0]
+        assert (box[2:] > box[:2]).all()
+
+    def test_many_maps_are_as_each_alone_and_none_are_none(self):
+        maps = random_pairs(300, 4, 4).float()
+        assert torch.equal(heat.heat_boxes(maps, 0.3)[[0, 299]], heat.heat_boxes(maps[[0, 299]], 0.3))
+        assert heat.heat_boxes(maps[:0], 0.3).shape == (0, 4)
+
+    def test_boxes_hold_the_hot_pixels_of_a_random_map(self):
+        maps = interpolate(random_pairs(1, 3, 3)[None].float(), (8, 8), mode="bicubic")[0]
+        box = heat.heat_boxes(maps, 0.3)[0].int().tolist()
+        fine = interpolate(maps[None], scale_factor=4, mode="bilinear")[0, 0]
+        hot = fine >= fine.mean() + 0.3 * (fine.max() - fine.mean())
+        inside = hot[box[1] : box[3], box[0] : box[2]]
+        assert all(x.any() for x in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
+        assert fine[box[1] : box[3], box[0] : box[2]].max() == fine.max()
+
+    @pytest.mark.parametrize(
+        ("maps", "threshold", "message"),
+        [
+            (torch.zeros(4, 4), 0.5, r"heat: expected shape \[n, h, w\], got \(4, 4\)"),
+            (torch.zeros(1, 4, 4), 1.0, "threshold: expected a number from 0 to below 1, got 1.0"),
+            (torch.zeros(1, 4, 4), -0.1, "threshold: expected"),
+            (torch.zeros(1, 4, 4), float("nan"), "threshold: expected"),
+        ],
+    )
+    def test_bad_input(self, maps, threshold, message):
+        with pytest.raises(ValueError, match=message):
+            heat.heat_boxes(maps, threshold)

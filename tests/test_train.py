@@ -1,0 +1,282 @@
+import dataclasses
+import functools
+import itertools
+import math
+import typing
+
+import pytest
+import torch
+
+from loupe_ext import data
+from loupe_ext import train as package
+from loupe_ext.data import Batch, Grounded, Pairs, Vocabulary
+from loupe_ext.train import Config, Progress, Task, Trained, checkpoint, loop, train
+from loupe_ext.train.loop import batch_indices, learning_rate
+
+# Every loss is on: a resumed run has to find all of their state again.
+SMALL = Config(
+    width=16, dim=16, batch=8, train_size=40, steps=7, warmup=2, box_images=4, late_interaction=0.5, precision="float32"
+)
+
+
+@functools.cache
+def scenes() -> Grounded:
+    return data.load("scenes", "train", 40)
+
+
+def trained(config: Config = SMALL, **options: typing.Any) -> Trained:
+    return train(scenes().pairs, config, **options)
+
+
+@functools.cache
+def uninterrupted() -> Trained:
+    return trained()
+
+
+def assert_identical(one: Trained, other: Trained) -> None:
+    for name, value in one.task.state_dict().items():
+        assert torch.equal(value, other.task.state_dict()[name]), name
+    assert one.history.keys() == other.history.keys()
+    for name, losses in one.history.items():
+        assert not losses.isnan().any()
+        assert torch.equal(losses, other.history[name]), name
+
+
+def interrupt_at(step: int) -> typing.Callable[[Progress], None]:
+    def report(progress: Progress) -> None:
+        if progress.step == step:
+            raise KeyboardInterrupt
+
+    return report
+
+
+class TestReproducible:
+    def test_the_same_run_twice(self):
+        assert_identical(uninterrupted(), trained())
+
+    def test_the_callers_random_numbers_do_not_matter_and_are_left_alone(self):
+        torch.manual_seed(5)
+        want = torch.rand(3)
+        torch.manual_seed(5)
+        assert_identical(uninterrupted(), trained())
+        assert torch.equal(torch.rand(3), want)
+
+    def test_another_seed_starts_elsewhere(self):
+        one, other = (trained(SMALL.but(steps=1, seed=seed)).task.state_dict() for seed in (0, 1))
+        assert not torch.equal(one["encoder.text.embed.weight"], other["encoder.text.embed.weight"])
+
+    @pytest.mark.parametrize(("save_every", "stop"), [(1, 1), (2, 5), (3, 3), (6, 6)])
+    def test_an_interrupted_run_goes_on_as_if_it_had_never_stopped(self, save_every, stop, tmp_path):
+        path = tmp_path / "run" / "model.safetensors"
+        with pytest.raises(KeyboardInterrupt):
+            trained(path=path, save_every=save_every, report=interrupt_at(stop))
+        assert checkpoint.load(path).step == stop // save_every * save_every
+        assert_identical(uninterrupted(), trained(path=path))
+        assert checkpoint.load(path).step == SMALL.steps
+
+    def test_a_finished_run_is_read_and_not_repeated(self, tmp_path):
+        trained(path=tmp_path / "model")
+        steps: list[Progress] = []
+        assert_identical(uninterrupted(), trained(path=tmp_path / "model", report=steps.append))
+        assert steps == []
+
+    def test_an_interruption_before_the_first_checkpoint_leaves_none(self, tmp_path):
+        with pytest.raises(KeyboardInterrupt):
+            trained(path=tmp_path / "model", save_every=3, report=interrupt_at(2))
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestNoBoxes:
+    def test_nothing_that_training_takes_has_a_place_for_one(self):
+        fields = {field.name for kind in (Batch, Pairs) for field in dataclasses.fields(kind)}
+        assert fields == {"images", "words", "spans", "phrase_lengths", "vocabulary"}
+        assert typing.get_type_hints(train)["pairs"] is Pairs
+        assert typing.get_type_hints(Task.forward)["batch"] is Batch
+        for module in (package, loop, package.task, package.checkpoint, package.config):
+            assert Grounded not in vars(module).values()
+
+    @pytest.mark.parametrize("rubbish", [math.nan, 1e9])
+    def test_other_true_boxes_give_the_same_weights(self, rubbish):
+        spoilt = Grounded(scenes().pairs, torch.full_like(scenes().boxes, rubbish))
+        assert_identical(uninterrupted(), train(spoilt.pairs, SMALL))
+
+    def test_scenes_with_boxes_are_refused(self):
+        with pytest.raises(TypeError, match="pairs: expected Pairs, got Grounded"):
+            train(scenes(), SMALL)
+
+
+class TestCheckpoint:
+    @pytest.mark.parametrize("change", [{"lr": 1e-3}, {"seed": 1}, {"steps": 8}, {"name": "other"}])
+    def test_of_another_configuration_is_refused(self, change, tmp_path):
+        trained(SMALL.but(steps=1), path=tmp_path / "model")
+        with pytest.raises(ValueError, match="path: expected a checkpoint of this run"):
+            trained(SMALL.but(**{"steps": 1, **change}), path=tmp_path / "model")
+
+    def test_of_another_vocabulary_is_refused(self, tmp_path):
+        trained(SMALL.but(steps=1), path=tmp_path / "model")
+        words = scenes().pairs.vocabulary.words
+        pairs = dataclasses.replace(scenes().pairs, vocabulary=Vocabulary(words[::-1]))
+        with pytest.raises(ValueError, match="path: expected a checkpoint of this run"):
+            train(pairs, SMALL.but(steps=1), path=tmp_path / "model")
+
+    def test_gives_the_trained_model_back(self, tmp_path):
+        run = trained(path=tmp_path / "model")
+        found = checkpoint.load(tmp_path / "model")
+        assert found.config == SMALL
+        assert found.vocabulary.words == scenes().pairs.vocabulary.words
+        assert_identical(run, Trained(found.task(), found.history, 0))
+        assert not found.task().training
+
+    @pytest.mark.parametrize("name", ["os.fsync", "os.replace"])
+    def test_a_save_that_fails_leaves_the_old_file_whole_and_nothing_else(self, name, tmp_path, monkeypatch):
+        def fail(*_):
+            raise KeyboardInterrupt
+
+        path, task = tmp_path / "model", Task(SMALL, 9)
+        vocabulary = Vocabulary("abcdefgh")
+        checkpoint.save(path, task, vocabulary, 1, {})
+        before = path.read_bytes()
+        monkeypatch.setattr(name, fail)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(path, task, vocabulary, 2, {})
+        assert path.read_bytes() == before
+        assert list(tmp_path.iterdir()) == [path]
+        assert checkpoint.load(path).step == 1
+
+    def test_what_is_no_checkpoint(self, tmp_path):
+        from safetensors.torch import save_file
+
+        (tmp_path / "text").write_text("hello")
+        with pytest.raises(ValueError, match="path: expected a safetensors file"):
+            checkpoint.load(tmp_path / "text")
+        save_file({"x": torch.zeros(1)}, tmp_path / "other")
+        with pytest.raises(ValueError, match="path: expected a checkpoint of format loupe-1, got None"):
+            checkpoint.load(tmp_path / "other")
+        (tmp_path / "cut").write_bytes((tmp_path / "other").read_bytes()[:-2])
+        with pytest.raises(ValueError, match="path: expected a safetensors file"):
+            checkpoint.load(tmp_path / "cut")
+
+
+class TestLoop:
+    def test_an_epoch_shows_each_pair_once(self):
+        epochs = [torch.cat([batch_indices(3 * e + k, 12, 4, 0) for k in range(3)]) for e in range(3)]
+        assert all(sorted(epoch.tolist()) == list(range(12)) for epoch in epochs)
+        assert not any(torch.equal(x, y) for x, y in itertools.combinations(epochs, 2))
+
+    def test_an_epoch_leaves_out_what_fills_no_batch(self):
+        seen = torch.cat([batch_indices(k, 11, 4, 0) for k in range(2)])
+        assert len(seen.unique()) == 8
+        assert seen.max() < 11
+
+    def test_batches_depend_on_nothing_but_their_arguments(self):
+        want = batch_indices(7, 20, 4, 3)
+        torch.manual_seed(9)
+        assert torch.equal(batch_indices(7, 20, 4, 3), want)
+        assert not torch.equal(batch_indices(7, 20, 4, 4), want)
+
+    def test_the_learning_rate_warms_up_and_falls_to_zero(self):
+        config = Config(lr=0.5, warmup=10, steps=100)
+        rates = [learning_rate(step, config) for step in range(101)]
+        assert rates[0] == pytest.approx(0.05)
+        assert rates[:10] == sorted(rates[:10])
+        assert rates[10:] == sorted(rates[10:], reverse=True)
+        assert rates[50] == pytest.approx(0.25)
+        assert rates[99] > 0
+        assert rates[100] == pytest.approx(0, abs=1e-15)
+        assert learning_rate(0, config.but(warmup=0)) == 0.5
+
+    def test_progress_counts_steps_and_names_losses(self):
+        seen: list[Progress] = []
+        history = trained(SMALL.but(steps=3), report=seen.append).history
+        assert [x.step for x in seen] == [1, 2, 3]
+        assert {x.steps for x in seen} == {3}
+        assert seen[-1].seconds_left == 0
+        names = {"loss", "cmc", "late_interaction", "region_phrase", "fsa", "boxes"}
+        assert set(seen[0].losses) == set(history) == names
+        assert all(history[name][1].item() == pytest.approx(seen[1].losses[name]) for name in names)
+
+    def test_steps_reduce_the_loss(self):
+        history = trained(SMALL.but(steps=100, lr=1e-2, warmup=5)).history
+        for name in ("cmc", "region_phrase", "late_interaction"):
+            assert history[name][-5:].mean() < 0.8 * history[name][:5].mean()
+
+    def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing_of_it(self, tmp_path):
+        path = tmp_path / "model"
+        with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
+            trained(SMALL.but(lr=1e37, warmup=0), path=path)
+        assert not path.exists()
+
+    def test_too_few_pairs(self):
+        few = Pairs(**vars(scenes().pairs.batch(slice(7))), vocabulary=scenes().pairs.vocabulary)
+        with pytest.raises(ValueError, match="pairs: expected at least a batch of 8, got 7"):
+            train(few, SMALL)
+
+
+class TestTask:
+    batch = staticmethod(lambda: scenes().pairs.batch(slice(8)))
+
+    def test_the_gate_opens_as_contrast_is_learned(self):
+        chance = math.log(8)
+        gates = [Task._gate([torch.tensor(chance * share)], 8) for share in (1.5, 1, 0.75, 0.5, 0)]
+        assert gates == pytest.approx([0, 0, 1 / 16, 1 / 4, 1], abs=1e-6)
+        assert Task._gate([torch.tensor(0.0), torch.tensor(chance)], 8) == pytest.approx(1 / 4)
+        assert Task._gate([], 8) == Task._gate([torch.tensor(0.0)], 1) == 1  # nothing to wait for
+
+    def test_a_model_that_tells_nothing_apart_does_not_label_for_itself(self):
+        task = Task(SMALL, len(scenes().pairs.vocabulary))
+        for projection in (task.encoder.image_projection, task.encoder.text_projection):
+            torch.nn.init.zeros_(projection.weight)  # what is left is the bias, the same for all
+        losses = task(self.batch(), 0)
+        contrast = losses["cmc"] + 0.5 * losses["late_interaction"] + losses["region_phrase"]
+        assert losses["loss"].item() == pytest.approx(contrast.item(), rel=1e-6)
+        losses["loss"].backward()
+        assert task.encoder.region_head.project.weight.grad.abs().max() < 1e-9
+
+    def test_the_loss_is_the_weighted_sum_of_its_parts(self):
+        config = SMALL.but(cmc=2.0, region_phrase=0.0, late_interaction=0.0, fsa=3.0, boxes=0.0)
+        losses = Task(config, len(scenes().pairs.vocabulary))(self.batch(), 0)
+        assert set(losses) == {"loss", "cmc", "fsa"}
+        gate = Task._gate([losses["cmc"]], 8)
+        assert losses["loss"].item() == pytest.approx((2 * losses["cmc"] + 3 * gate * losses["fsa"]).item())
+
+    def test_boxes_learn_from_heat_and_heat_does_not_learn_from_boxes(self):
+        task = Task(SMALL, len(scenes().pairs.vocabulary))
+        task(self.batch(), 0)["boxes"].backward()
+        assert task.encoder.region_head.project.weight.grad.abs().max() > 0
+        for module in (task.encoder.text, task.encoder.image_projection, task.encoder.text_projection):
+            assert all(x.grad is None for x in module.parameters())
+
+
+class TestConfig:
+    def test_yaml_gives_back_what_was_written(self, tmp_path):
+        config = SMALL.but(name="a: b", lr=1e-5, negatives=False)
+        config.save(tmp_path / "config.yaml")
+        assert Config.load(tmp_path / "config.yaml") == config
+        assert Config.from_yaml("") == Config()
+        assert Config.from_yaml("steps: 5\ncmc: 2") == Config(steps=5, cmc=2)
+
+    @pytest.mark.parametrize(
+        ("text", "error", "message"),
+        [
+            ("step: 5\nwidht: 3", ValueError, "config: expected names of Config's fields, got step, widht"),
+            ("[1, 2]", ValueError, "config: expected a mapping of names to values, got list"),
+            ("steps: 5.0", TypeError, "steps: expected int, got 5.0"),
+            ("steps: true", TypeError, "steps: expected int, got True"),
+            ("lr: true", TypeError, "lr: expected float, got True"),
+            ("lr: fast", TypeError, "lr: expected float, got 'fast'"),
+            ("negatives: 1", TypeError, "negatives: expected bool, got 1"),
+            ("name: 3", TypeError, "name: expected str, got 3"),
+            ("precision: half", ValueError, "precision: expected .* got 'half'"),
+            ("steps: 0", ValueError, "steps: expected at least 1, got 0"),
+            ("batch: -1", ValueError, "batch: expected at least 1, got -1"),
+            ("box_images: 0", ValueError, "box_images: expected at least 1, got 0"),
+            ("width: 10", ValueError, "width: expected a multiple of .* 4 heads, got 10"),
+            ("fsa: -1", ValueError, "fsa: expected a weight, 0 or more, got -1"),
+            ("cmc: .nan", ValueError, "cmc: expected a weight, 0 or more, got nan"),
+            ("{cmc: 0, region_phrase: 0, fsa: 0, boxes: 0}", ValueError, "cmc, .* boxes: expected one above 0"),
+            ("train_size: 63", ValueError, r"train_size: expected at least a batch \(64\), got 63"),
+        ],
+    )
+    def test_bad_values_are_named(self, text, error, message):
+        with pytest.raises(error, match=message):
+            Config.from_yaml(text)

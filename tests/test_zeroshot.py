@@ -1,0 +1,187 @@
+import functools
+
+import pytest
+import torch
+
+from loupe_ext import data
+from loupe_ext.losses import late_interaction
+from loupe_ext.model import heat
+from loupe_ext.model.regions import coverage
+from loupe_ext.train import Config, Task
+from loupe_ext.zeroshot import evaluate as evaluation
+from loupe_ext.zeroshot.grounding import choose_proposals, grounding_accuracy, pointing_accuracy, proposal_recall
+from loupe_ext.zeroshot.retrieval import recalls
+
+RETRIEVAL = {"i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5"}
+GROUNDING = {"pointing", "acc50", "acc30", "miou"}
+PROPOSALS = {"recall", "proposal_acc50", "proposal_acc30", "proposal_miou"}
+NO_BOXES = {"boxes": 0.0}
+LATE = {"cmc": 0.0, "late_interaction": 1.0, **NO_BOXES}
+
+
+@functools.cache
+def scenes() -> data.Grounded:
+    return data.load("scenes", "test", 20)
+
+
+def task(**changes: float) -> Task:
+    config = Config(width=16, dim=16, batch=8, train_size=8, proposals=6, **changes)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Task(config, len(scenes().pairs.vocabulary)).eval()
+
+
+def true_boxes() -> torch.Tensor:
+    return scenes().boxes[~scenes().boxes.isnan().any(-1)]
+
+
+class TestRetrieval:
+    def test_both_ways(self):
+        similarity = torch.tensor([[5.0, 1, 2], [4, 3, 0], [9, 9, 9.5]])  # images by texts
+        assert recalls(similarity, at=(1, 2)) == {
+            "i2t_r1": 2 / 3,  # the second image prefers the first text
+            "i2t_r2": 1,
+            "t2i_r1": 1 / 3,  # the first two texts prefer the third image
+            "t2i_r2": 1,
+        }
+
+    def test_each_way_by_its_own_similarity(self):
+        right, wrong = torch.eye(4), 1 - torch.eye(4)
+        assert recalls(right, wrong, (1,)) == {"i2t_r1": 1, "t2i_r1": 0}
+        a_text_for_all = right + 9 * torch.arange(4)  # images choose badly; each text still finds its image
+        assert recalls(right, a_text_for_all, (1,)) == {"i2t_r1": 1, "t2i_r1": 1}
+        assert recalls(a_text_for_all, right, (1,)) == {"i2t_r1": 1 / 4, "t2i_r1": 1}
+
+    def test_ties_count_against_the_match(self):
+        constant = torch.zeros(6, 6)
+        assert recalls(constant, at=(1, 5, 6)) == {
+            **dict.fromkeys(("i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5"), 0),
+            **dict.fromkeys(("i2t_r6", "t2i_r6"), 1),
+        }
+
+    @pytest.mark.parametrize("where", ["everywhere", "match", "others"])
+    def test_nan_counts_against_the_match(self, where):
+        similarity = 2 * torch.eye(3)
+        mask = {"everywhere": torch.ones(3, 3), "match": torch.eye(3), "others": 1 - torch.eye(3)}[where].bool()
+        assert set(recalls(similarity.masked_fill(mask, torch.nan), at=(1,)).values()) == {0}
+
+    @pytest.mark.parametrize("shape", [(2, 3), (4,), (0, 0), (1, 2, 2)])
+    def test_not_a_square(self, shape):
+        with pytest.raises(ValueError, match=r"image_to_text: expected a square \[n, n\]"):
+            recalls(torch.zeros(shape))
+        with pytest.raises(ValueError, match=r"text_to_image: expected a square \[n, n\]"):
+            recalls(torch.eye(3), torch.zeros(shape))
+
+
+class TestGrounding:
+    box = torch.tensor([[2.0, 4, 10, 12]])
+
+    @pytest.mark.parametrize(
+        ("point", "hit"),
+        [((5, 5), 1), ((2, 4), 1), ((10, 5), 0), ((5, 12), 0), ((1, 5), 0), ((5, 3), 0), ((9.9, 11.9), 1)],
+    )
+    def test_pointing(self, point, hit):
+        assert pointing_accuracy(torch.tensor([point]).float(), self.box) == hit
+
+    def test_pointing_is_a_share(self):
+        points = torch.tensor([[5.0, 5], [5, 5], [0, 0], [float("nan")] * 2])
+        assert pointing_accuracy(points, self.box.expand(4, 4)) == 0.5
+
+    def test_accuracy_from_the_very_threshold_on(self):
+        predicted = torch.tensor([[2.0, 4, 10, 12], [2, 4, 10, 8], [2, 4, 4, 12], [20, 20, 30, 30]])
+        got = grounding_accuracy(predicted, self.box.expand(4, 4))  # IoU 1, 1/2, 1/4 and 0
+        assert got == {"acc50": 0.5, "acc30": 0.5, "miou": pytest.approx(1.75 / 4)}
+        assert grounding_accuracy(torch.tensor([[2.0, 4, 10, 7]]), self.box)["acc30"] == 1  # 3/8
+
+    def test_recall_needs_one_proposal(self):
+        far, half = torch.tensor([40.0, 40, 50, 50]), torch.tensor([2.0, 4, 10, 8])
+        proposals = torch.stack([torch.stack([far, half]), torch.stack([far, far])])
+        assert proposal_recall(proposals, self.box.expand(2, 4)) == 0.5
+        assert proposal_recall(proposals, self.box.expand(2, 4), overlap=0.6) == 0
+
+    def test_a_phrase_picks_the_proposal_that_looks_like_it_and_is_sure(self):
+        features = torch.tensor([[[1.0, 0], [0, 1], [0.8, 0.6]]])
+        phrases = torch.tensor([[[1.0, 0], [0, 1], [-1, 0]]])
+        sure = torch.zeros(1, 3)
+        assert choose_proposals(features, sure, phrases).tolist() == [[0, 1, 1]]
+        sure[0, 0] = -9  # 5 * (1 - 0.8) does not make up for that
+        assert choose_proposals(features, sure, phrases).tolist() == [[2, 1, 1]]
+        assert choose_proposals(features, sure, phrases, sharpness=100.0).tolist() == [[0, 1, 1]]
+
+    def test_the_truth_scores_one(self):
+        true = true_boxes()
+        assert pointing_accuracy((true[:, :2] + true[:, 2:]) / 2, true) == 1
+        assert grounding_accuracy(true, true) == {"acc50": 1, "acc30": 1, "miou": 1}
+        assert proposal_recall(true.roll(1, 0)[:, None].expand(-1, 3, -1), true) < 0.5
+        assert proposal_recall(torch.stack([true.roll(1, 0), true], 1), true) == 1
+
+
+class TestEvaluate:
+    @pytest.mark.parametrize(
+        ("changes", "keys"),
+        [({}, RETRIEVAL | GROUNDING | PROPOSALS), (NO_BOXES, RETRIEVAL | GROUNDING), (LATE, RETRIEVAL | GROUNDING)],
+        ids=["boxes", "no-boxes", "late-interaction"],
+    )
+    def test_measures_what_its_docstring_says(self, changes, keys):
+        metrics = evaluation.evaluate(task(**changes), scenes(), 0.5)
+        assert set(metrics) == keys
+        assert all(name in evaluation.evaluate.__doc__ for name in keys)
+        assert all(0 <= value <= 1 for value in metrics.values())
+        assert metrics["i2t_r1"] <= metrics["i2t_r5"]
+        assert metrics["acc50"] <= metrics["acc30"]
+
+    @pytest.mark.parametrize("changes", [{}, LATE], ids=["cmc", "late-interaction"])
+    def test_does_not_depend_on_its_batches(self, changes, monkeypatch):
+        whole, model = evaluation.encode(task(**changes), scenes()), task(**changes)
+        parts = evaluation.encode(model, scenes(), batch=7)
+        assert len(parts.images) == 3
+        assert torch.equal(parts.boxes, whole.boxes)
+        torch.testing.assert_close(parts.heat, whole.heat)
+        for x, y in zip(evaluation.similarities(model, parts), evaluation.similarities(model, whole), strict=True):
+            torch.testing.assert_close(x, y)
+
+    def test_similarities_are_of_images_by_texts(self):
+        model = task(**LATE)
+        seen = evaluation.encode(model, scenes(), batch=7)
+        patches = torch.cat([x.patches.flatten(1, 2) for x in seen.images])
+        want = late_interaction(
+            patches, torch.cat([x.words for x in seen.texts]), torch.cat([x.lengths for x in seen.texts])
+        )
+        for x, y in zip(evaluation.similarities(model, seen), want, strict=True):
+            torch.testing.assert_close(x, y)
+        seen = evaluation.encode(task(), scenes(), batch=7)
+        pooled = evaluation.similarities(task(), seen)
+        assert pooled[0][9, 2].item() == pytest.approx((seen.images[1].pooled[2] @ seen.texts[0].pooled[2]).item())
+
+    def test_heat_on_the_true_boxes_grounds_every_phrase(self, monkeypatch):
+        """The conventions of maps, points and boxes agree, and each map belongs to its box."""
+
+        def maps(patches, phrases):
+            start = len(done) * 7
+            done.append(scenes().boxes[start : start + 7].nan_to_num(0))
+            return coverage(done[-1], 16, 16).unflatten(-1, (16, 16))
+
+        done = []
+        encode = functools.partial(evaluation.encode, batch=7)
+        monkeypatch.setattr(evaluation, "encode", encode)
+        monkeypatch.setattr(heat, "heat_maps", maps)
+        metrics = evaluation.evaluate(task(**NO_BOXES), scenes(), 0.5)
+        assert metrics["pointing"] == metrics["acc50"] == 1
+        assert metrics["miou"] > 0.75
+
+    def test_the_true_boxes_as_proposals_are_all_recalled_and_each_phrase_gets_the_one_it_picked(self, monkeypatch):
+        order = torch.rand(20, 3, generator=torch.Generator().manual_seed(0)).argsort(1)  # another in each image
+
+        def proposals(image, count, overlap):
+            boxes = scenes().boxes.nan_to_num(0).gather(1, order[..., None].expand(-1, -1, 4))
+            return torch.zeros(20, 3, 16), boxes, torch.zeros(20, 3)
+
+        monkeypatch.setattr("loupe_ext.model.dual.ImageFeatures.proposals", proposals)
+        monkeypatch.setattr(evaluation.grounding, "choose_proposals", lambda *_: order.argsort(1))
+        metrics = evaluation.evaluate(task(), scenes(), 0.5)
+        assert all(metrics[name] == 1 for name in PROPOSALS)
+
+    def test_the_threshold_is_the_one_that_grounds_most(self, monkeypatch):
+        boxes = lambda maps, threshold: true_boxes() * (1 if threshold in (0.45, 0.6) else 9)  # noqa: E731
+        monkeypatch.setattr(heat, "heat_boxes", boxes)
+        assert evaluation.choose_threshold(task(), scenes()) == 0.45  # the first of the best
