@@ -54,7 +54,7 @@ def late_interaction(patches: Tensor, words: Tensor, word_lengths: Tensor | None
     """Fine-grained similarities of every image with every caption (FILIP: Yao et al., ICLR 2022, section 3.1).
 
     Args:
-        patches: [B, n, d] features of length one. words: [C, L, d] likewise, L at most 255.
+        patches: [B, n, d] features of length one. words: [C, L, d] likewise.
         word_lengths: [C] int32 or int64; None: all L.
 
     Returns:
@@ -67,8 +67,6 @@ def late_interaction(patches: Tensor, words: Tensor, word_lengths: Tensor | None
     check_features("patches", patches, "Bnd")
     check_features("words", words, "CLd")
     check_same("words", words, "patches", patches, {"d": (2, 2)})
-    if words.shape[1] > 255:
-        raise ValueError(f"words: expected at most 255 words a caption, got {words.shape[1]}")
     mask = length_mask("word_lengths", word_lengths, words, 1)
     words = words.masked_fill(~mask[..., None], 0)  # whatever stands there, NaN among it
     best_word, best_patch = _BestMatches.apply(patches, words, mask)

@@ -34,7 +34,7 @@ def heat_boxes(heat: Tensor, threshold: float) -> Tensor:
         fine = interpolate(maps[:, None], scale_factor=PATCH, mode="bilinear")[:, 0]
         mean, peak = fine.mean((1, 2), keepdim=True), fine.amax((1, 2), keepdim=True)
         first = one_hot(fine.flatten(1).argmax(1), fine.shape[1] * fine.shape[2]).view_as(fine).bool()
-        hot = (fine >= mean + threshold * (peak - mean)) | first
+        hot = fine >= torch.minimum(mean + threshold * (peak - mean), peak)  # the mean of a constant may round above it
         boxes.append(extents(flood(hot, first)).to(heat.dtype))
     return torch.cat(boxes)
 

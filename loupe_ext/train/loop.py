@@ -108,6 +108,8 @@ def _step(task: Task, optimizer: torch.optim.Optimizer, pairs: Pairs, step: int)
         raise FloatingPointError(f"the loss is {values['loss']} at step {step} ({values})")
     optimizer.zero_grad(set_to_none=True)
     losses["loss"].backward()
-    torch.nn.utils.clip_grad_norm_(task.parameters(), config.clip)
+    norm = torch.nn.utils.clip_grad_norm_(task.parameters(), config.clip)
+    if not math.isfinite(norm.item()):
+        raise FloatingPointError(f"the gradient's norm is {norm.item()} at step {step} ({values})")
     optimizer.step()
     return values
