@@ -64,11 +64,11 @@ def _table(results: Sequence[Result], data: str) -> str:
     if not found:
         return ""
     groups = "".join(f'<th class="group" colspan="{n}">{name}</th>' for name, n in GROUPS)
-    heads = "".join(f"<th>{escape(head.removeprefix('Prop. '))}</th>" for head in table.HEADER)
+    heads = "".join(f"<th>{escape(head.removeprefix('Prop. '))}</th>" for head in ["", *table.HEADS.values()])
     body = []
     for line in found:
         cells = []
-        for name, text in zip([*table.COLUMNS, "milliseconds_per_step"], line.texts(), strict=True):
+        for name, text in line.texts().items():
             cells.append(f"<td{' class=best' if table.is_best(line, found, name) else ''}>{text}</td>")
         body.append(f"<tr><th>{escape(line.row.title)}</th>{''.join(cells)}</tr>")
     return (

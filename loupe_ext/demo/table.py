@@ -25,6 +25,17 @@ COLUMNS = {
     "proposal_miou": "Prop. mIoU",
     "recall": "Prop. recall",
 }
+BRIEF = (
+    "i2t_r1",
+    "t2i_r1",
+    "pointing",
+    "acc50",
+    "miou",
+    "proposal_acc50",
+    "proposal_miou",
+    "recall",
+    "milliseconds_per_step",
+)
 
 
 @dataclass(frozen=True)
@@ -51,13 +62,13 @@ class Line:
     seeds: int
     cells: dict[str, Cell]  # by metric, without those that the row does not have; and "milliseconds_per_step"
 
-    def texts(self) -> list[str]:
-        """What the table shows behind the row's title."""
-        shown = [self.cells[name].show(self.seeds, 100, 1) if name in self.cells else "-" for name in COLUMNS]
-        return [*shown, self.cells["milliseconds_per_step"].show(self.seeds, 1, 0)]
+    def texts(self) -> dict[str, str]:
+        """What the table shows in each column."""
+        shown = {name: self.cells[name].show(self.seeds, 100, 1) if name in self.cells else "-" for name in COLUMNS}
+        return {**shown, "milliseconds_per_step": self.cells["milliseconds_per_step"].show(self.seeds, 1, 0)}
 
 
-HEADER = ["", *COLUMNS.values(), "ms/step"]
+HEADS = {**COLUMNS, "milliseconds_per_step": "ms/step"}
 
 
 def lines(results: Sequence[Result], data: str) -> list[Line]:
@@ -79,15 +90,15 @@ def is_best(line: Line, found: Sequence[Line], name: str) -> bool:
 
 
 def markdown(found: Sequence[Line]) -> str:
-    """A Markdown table. The best mean of each metric is bold."""
+    """A Markdown table of the `BRIEF` columns. The best mean of each metric is bold."""
     rows = []
     for line in found:
-        texts = dict(zip([*COLUMNS, "milliseconds_per_step"], line.texts(), strict=True))
-        rows.append(
-            [line.row.title, *(f"**{text}**" if is_best(line, found, name) else text for name, text in texts.items())]
-        )
-    align = ["---"] + ["---:"] * (len(HEADER) - 1)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [HEADER, align, *rows])
+        texts = line.texts()
+        shown = [f"**{texts[name]}**" if is_best(line, found, name) else texts[name] for name in BRIEF]
+        rows.append([line.row.title, *shown])
+    heads = ["", *(HEADS[name] for name in BRIEF)]
+    align = ["---", *["---:"] * len(BRIEF)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, align, *rows])
 
 
 def comma_separated(results: Sequence[Result]) -> str:
@@ -111,8 +122,9 @@ def show(title: str, found: Sequence[Line]) -> None:
     if not console.is_terminal:
         console = Console(width=150)
     grid = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
-    for head in HEADER:
-        grid.add_column(head, justify="right" if head else "left", no_wrap=not head)
+    grid.add_column(no_wrap=True)
+    for head in HEADS.values():
+        grid.add_column(head, justify="right")
     for line in found:
-        grid.add_row(line.row.title, *line.texts())
+        grid.add_row(line.row.title, *line.texts().values())
     console.print(grid)
