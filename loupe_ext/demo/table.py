@@ -25,17 +25,7 @@ COLUMNS = {
     "proposal_miou": "Prop. mIoU",
     "recall": "Prop. recall",
 }
-BRIEF = (
-    "i2t_r1",
-    "t2i_r1",
-    "pointing",
-    "acc50",
-    "miou",
-    "proposal_acc50",
-    "proposal_miou",
-    "recall",
-    "milliseconds_per_step",
-)
+BRIEF = ("i2t_r1", "t2i_r1", "pointing", "acc50", "miou", "proposal_acc50", "proposal_miou", "recall")
 
 
 @dataclass(frozen=True)
