@@ -26,7 +26,7 @@ ROWS = (
     Row("default-without-fsa", "Default recipe without FSA", {"fsa": 0.0, "box_threshold": 0.5}),
     Row("default", "Default recipe", {}),
 )
-DEMO_DIGITS = ("cmc", "cmc-fsa", "default")  # the rows that the demo has time for on the digits
+DEMO_DIGITS = ("cmc", "default")  # the rows that the demo has time for on the digits
 
 
 @dataclass(frozen=True)
