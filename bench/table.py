@@ -7,14 +7,23 @@ import json
 import sys
 from pathlib import Path
 
+TITLES = {
+    "pairwise": "`pairwise_interactions`, batches of float32 problems",
+    "coalitions": "`sample_coalitions` and `sample_permutations`, a sample",
+    "values, max-mean": "`shapley_values`, float32, by entry of the scores",
+    "values, maxsim": '`shapley_values(game="maxsim")`, float32, by entry of the scores',
+    "all pairs, max-mean": '`pairwise_interactions(pairs="all")`, float32, by entry of the scores',
+    "all pairs, maxsim": '`pairwise_interactions(pairs="all", game="maxsim")`, float32, by entry of the scores',
+}
 
-def medians(report: dict) -> dict[tuple[str, ...], tuple[float, int]]:
-    """(device, direction, size, side) -> median seconds a call, pairs a call."""
-    found = {}
+
+def medians(report: dict) -> dict[str, dict[tuple[str, ...], tuple[float, int]]]:
+    """op -> (device, direction, size, side) -> median seconds a call, pairs a call."""
+    found: dict = {}
     for entry in report["benchmarks"]:
         info = entry["extra_info"]
         key = tuple(info[k] for k in ("device", "direction", "size", "side"))
-        found[key] = entry["stats"]["median"], info["pairs"]
+        found.setdefault(info["op"], {})[key] = entry["stats"]["median"], info["pairs"]
     return found
 
 
@@ -28,9 +37,9 @@ def batch_table(times: dict, device: str) -> list[str]:
     for size in sizes:
         cells = []
         for direction in ("forward", "backward"):
-            reference = times[device, direction, size, "reference"][0]
+            reference, of_reference = times[device, direction, size, "reference"]
             ours, pairs = times[device, direction, size, "loupe_ext"]
-            cells += [f"{ours / pairs * 1e9:.2f}", f"{reference / ours:.0f} x"]
+            cells += [f"{ours / pairs * 1e9:.2f}", f"{reference / of_reference / (ours / pairs):.0f} x"]
         threaded = times.get((device, "forward", size, "loupe_ext, 2 threads"))
         one = times.get((device, "one", size, "loupe_ext"))
         cells.append(f"{times[device, 'forward', size, 'loupe_ext'][0] / threaded[0]:.2f} x" if threaded else "-")
@@ -68,7 +77,7 @@ def shapiq_table(times: dict) -> list[str]:
 
 def main(source: str, keep: str | None = None) -> None:
     report = json.loads(Path(source).read_text())
-    times = medians(report)
+    every = medians(report)
     machine = report["machine_info"]
     about = {
         "date": report["datetime"][:10],
@@ -79,27 +88,29 @@ def main(source: str, keep: str | None = None) -> None:
         "torch": machine["torch"],
     }
     print(", ".join(f"{k} {v}" for k, v in about.items() if v), end="\n\n")
-    for device in dict.fromkeys(key[0] for key in times):
-        print(f"`pairwise_interactions` on {device}, batches of float32 problems:\n")
-        print("\n".join(batch_table(times, device)), end="\n\n")
-        print(f"`sample_coalitions` and `sample_permutations` on {device}, a sample:\n")
-        print("\n".join(draw_table(times, device)), end="\n\n")
-    targets = [key for key in times if key[1] == "target"]
-    if targets:
-        print("`pairwise_interactions`, forward, on other SIMD targets, ns a pair:\n")
-        sizes = list(dict.fromkeys(key[2] for key in targets))
-        print(f"| target | {' | '.join(sizes)} |\n|---|{'---|' * len(sizes)}")
-        for side in dict.fromkeys(key[3] for key in targets):
-            cells = (times["cpu", "target", size, side] for size in sizes)
-            print(f"| {side} | {' | '.join(f'{seconds / pairs * 1e9:.2f}' for seconds, pairs in cells)} |")
-        print()
-    if any(key[1] == "shapiq" for key in times):
-        print("`pairwise_interactions` beside the same by enumeration:\n")
-        print("\n".join(shapiq_table(times)))
+    for op, times in every.items():
+        title = TITLES.get(op, op)
+        for device in dict.fromkeys(key[0] for key in times):
+            if (rows := draw_table(times, device) if op == "coalitions" else batch_table(times, device))[2:]:
+                print(f"{title}, on {device}:\n")
+                print("\n".join(rows), end="\n\n")
+        targets = [key for key in times if key[1] == "target"]
+        if targets:
+            print(f"{title}, forward, on other SIMD targets, ns a pair:\n")
+            sizes = list(dict.fromkeys(key[2] for key in targets))
+            print(f"| target | {' | '.join(sizes)} |\n|---|{'---|' * len(sizes)}")
+            for side in dict.fromkeys(key[3] for key in targets):
+                cells = (times["cpu", "target", size, side] for size in sizes)
+                print(f"| {side} | {' | '.join(f'{seconds / pairs * 1e9:.2f}' for seconds, pairs in cells)} |")
+            print()
+        if any(key[1] == "shapiq" for key in times):
+            print(f"{title}, beside the same by enumeration:\n")
+            print("\n".join(shapiq_table(times)), end="\n\n")
     if keep:
-        rows = [dict(zip(("device", "direction", "size", "side"), key, strict=True)) for key in times]
         rows = [
-            {**row, "seconds": value[0], "pairs": value[1]} for row, value in zip(rows, times.values(), strict=True)
+            {"op": op, **dict(zip(("device", "direction", "size", "side"), key, strict=True)), "seconds": s, "pairs": n}
+            for op, times in every.items()
+            for key, (s, n) in times.items()
         ]
         Path(keep).parent.mkdir(parents=True, exist_ok=True)
         Path(keep).write_text(json.dumps({**about, "medians": rows}, indent=1) + "\n")

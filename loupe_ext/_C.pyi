@@ -17,6 +17,7 @@ class PairwiseCall:
         N: int,
         dtype: str,
         p: float | None,
+        game: str,
     ) -> None: ...
 
 def pairwise_cpu(call: PairwiseCall, out: int, threads: int) -> None: ...
@@ -27,6 +28,28 @@ def pairwise_scratch_bytes_cuda(call: PairwiseCall) -> int: ...
 def pairwise_cuda(call: PairwiseCall, out: int, scratch: int, stream: int) -> None: ...
 def pairwise_backward_cuda(
     call: PairwiseCall, grad: int, grad_scores: int, grad_col_scores: int, scratch: int, stream: int
+) -> None: ...
+def sides_cpu(call: PairwiseCall, order: int, regions: int, phrases: int, threads: int) -> None: ...
+def sides_backward_cpu(
+    call: PairwiseCall,
+    order: int,
+    grad_regions: int,
+    grad_phrases: int,
+    grad_scores: int,
+    grad_col_scores: int,
+    threads: int,
+) -> None: ...
+def sides_scratch_bytes_cuda(call: PairwiseCall, order: int, backward: bool) -> int: ...
+def sides_cuda(call: PairwiseCall, order: int, regions: int, phrases: int, scratch: int, stream: int) -> None: ...
+def sides_backward_cuda(
+    call: PairwiseCall,
+    order: int,
+    grad_regions: int,
+    grad_phrases: int,
+    grad_scores: int,
+    grad_col_scores: int,
+    scratch: int,
+    stream: int,
 ) -> None: ...
 
 class SampleCall:

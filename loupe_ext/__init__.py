@@ -5,6 +5,7 @@ from loupe_ext.ops import (
     pairwise_interactions,
     sample_coalitions,
     sample_permutations,
+    shapley_values,
     unpack_coalitions,
 )
 
@@ -16,5 +17,6 @@ __all__ = [
     "pairwise_interactions",
     "sample_coalitions",
     "sample_permutations",
+    "shapley_values",
     "unpack_coalitions",
 ]

@@ -32,30 +32,80 @@ def subsets(n: int) -> Tensor:
     return (torch.arange(2**n).unsqueeze(-1) >> torch.arange(n)) & 1 == 1
 
 
+def _outside(n: int, coalition: list[int]) -> Tensor:
+    """Every T outside a coalition of n players, [2^(n - |S|), n]."""
+    rest = [i for i in range(n) if i not in coalition]
+    T = torch.zeros(2 ** len(rest), n, dtype=torch.bool)
+    T[:, rest] = subsets(len(rest))
+    return T
+
+
+def _joined(T: Tensor, players: list[int]) -> Tensor:
+    with_players = T.clone()
+    with_players[:, players] = True
+    return with_players
+
+
 def interaction(
     value: Callable[[Tensor], Tensor], n: int, coalition: list[int], index: str = "shapley", p: float = 0.5
 ) -> Tensor:
     """I(S) = E_T[ v(T+S) - sum_{i in S} v(T+i) + (|S|-1) v(T) ] (LOUPE section 3.1), S = `coalition` of n players."""
-    rest = [i for i in range(n) if i not in coalition]
-    T = torch.zeros(2 ** len(rest), n, dtype=torch.bool)
-    T[:, rest] = subsets(len(rest))
-
-    def joined(players: list[int]) -> Tensor:
-        with_players = T.clone()
-        with_players[:, players] = True
-        return value(with_players)
-
+    T = _outside(n, coalition)
+    joined = lambda players: value(_joined(T, players))  # noqa: E731
     gain = joined(coalition) - sum(joined([i]) for i in coalition) + (len(coalition) - 1) * value(T)
-    return (coalition_law(len(rest), index, p) * gain).sum()
+    return (coalition_law(n - len(coalition), index, p) * gain).sum()
+
+
+def player_value(
+    value: Callable[[Tensor], Tensor], n: int, player: int, index: str = "shapley", p: float = 0.5
+) -> Tensor:
+    """E_T[ v(T+i) - v(T) ], the Shapley or Banzhaf value of one of n players."""
+    T = _outside(n, [player])
+    return (coalition_law(n - 1, index, p) * (value(_joined(T, [player])) - value(T))).sum()
+
+
+def maxsim_value(s: Tensor, inside: Tensor) -> Tensor:
+    """The same for MaxSim, the sum over the coalition's phrases of their best region in it."""
+    M = s.shape[0]
+    best = s.masked_fill(~inside[:, :M, None], -torch.inf).amax(-2).masked_fill(~inside[:, M:], 0).sum(-1)
+    return torch.where(inside[:, :M].any(-1), best, torch.zeros_like(best))
+
+
+def _value(scores: Tensor, col_scores: Tensor | None, game: str) -> Callable[[Tensor], Tensor]:
+    s = scores.double()
+    if game == "maxsim":
+        return lambda T: maxsim_value(s, T)
+    return lambda T: max_mean_value(s, s if col_scores is None else col_scores.double(), T)
 
 
 def pairwise_interactions(
-    scores: Tensor, col_scores: Tensor | None = None, *, index: str = "shapley", p: float = 0.5
+    scores: Tensor,
+    col_scores: Tensor | None = None,
+    *,
+    pairs: str = "cross",
+    game: str = "max-mean",
+    index: str = "shapley",
+    p: float = 0.5,
 ) -> Tensor:
-    """All region-phrase interactions [M, N] of one small problem (M + N up to about 14), in float64."""
-    s = scores.double()
-    c = s if col_scores is None else col_scores.double()
-    M, N = s.shape
-    value = lambda T: max_mean_value(s, c, T)  # noqa: E731
-    rows = [[interaction(value, M + N, [i, M + j], index, p) for j in range(N)] for i in range(M)]
-    return torch.stack([torch.stack(row) for row in rows])
+    """All region-phrase interactions [M, N], or those of all players [M + N, M + N] with zeros on the diagonal, of one
+    small problem (M + N up to about 14), in float64."""
+    M, N = scores.shape
+    value, n = _value(scores, col_scores, game), M + N
+    rows, cols = (range(M), range(M, n)) if pairs == "cross" else (range(n), range(n))
+    pair = lambda i, j: interaction(value, n, [i, j], index, p) if i != j else torch.zeros((), dtype=torch.float64)  # noqa: E731
+    return torch.stack([torch.stack([pair(i, j) for j in cols]) for i in rows])
+
+
+def shapley_values(
+    scores: Tensor,
+    col_scores: Tensor | None = None,
+    *,
+    game: str = "max-mean",
+    index: str = "shapley",
+    p: float = 0.5,
+) -> tuple[Tensor, Tensor]:
+    """Values of the regions [M] and of the phrases [N] of one small problem, in float64."""
+    M, N = scores.shape
+    value = _value(scores, col_scores, game)
+    values = torch.stack([player_value(value, M + N, i, index, p) for i in range(M + N)])
+    return values[:M], values[M:]

@@ -63,18 +63,11 @@ def _lines(s: Tensor, M: Tensor, N: Tensor, p: float | None) -> Tensor:
     return F + G - G.sum(-2, keepdim=True)
 
 
-def pairwise_interactions(
-    scores: Tensor,
-    col_scores: Tensor | None = None,
-    *,
-    region_lengths: Tensor | None = None,
-    phrase_lengths: Tensor | None = None,
-    index: str = "shapley",
-    p: float = 0.5,
-) -> Tensor:
-    """Same contract as `loupe_ext.pairwise_interactions`; differentiable by autograd, float64-capable, any device."""
-    dtype = scores.dtype
-    wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+def problems(
+    scores: Tensor, col_scores: Tensor | None, region_lengths: Tensor | None, phrase_lengths: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Wide scores and column scores [B, M, N] with 0 in the padding, lengths [B], what is inside, what is finite."""
+    wide = scores.dtype if scores.dtype in (torch.float32, torch.float64) else torch.float32
     s = scores.to(wide)
     c = s if col_scores is None else col_scores.to(wide)
     if scores.dim() == 2:
@@ -87,7 +80,31 @@ def pairwise_interactions(
     ).unsqueeze(-2)
     s, c = (torch.where(inside, x, torch.zeros_like(x)) for x in (s, c))
     finite = (s.isfinite() & c.isfinite()).all(-1, keepdim=True).all(-2, keepdim=True)
+    return s, c, M, N, inside, finite
+
+
+def pairwise_interactions(
+    scores: Tensor,
+    col_scores: Tensor | None = None,
+    *,
+    region_lengths: Tensor | None = None,
+    phrase_lengths: Tensor | None = None,
+    game: str = "max-mean",
+    index: str = "shapley",
+    p: float = 0.5,
+) -> Tensor:
+    """`loupe_ext.pairwise_interactions` with pairs="cross"; differentiable by autograd, float64-capable, any device.
+
+    MaxSim is a sum of games of one line each, its columns.
+    """
+    s, c, M, N, inside, finite = problems(scores, col_scores, region_lengths, phrase_lengths)
     prob = {"shapley": None, "banzhaf": p}[index]
-    both = _lines(s, M, N, prob) + _lines(c.transpose(-1, -2), N, M, prob).transpose(-1, -2)
-    out = torch.where(finite, both / 2, torch.full_like(both, torch.nan))
-    return torch.where(inside, out, torch.zeros_like(out)).reshape(scores.shape).to(dtype)
+    if game == "maxsim":
+        columns = s.transpose(-1, -2)
+        one, regions = (x.repeat_interleave(s.shape[2]) for x in (torch.ones_like(M), M))
+        out = _lines(columns.flatten(0, 1).unsqueeze(1), one, regions, prob).view(columns.shape).transpose(-1, -2)
+    else:
+        both = _lines(s, M, N, prob) + _lines(c.transpose(-1, -2), N, M, prob).transpose(-1, -2)
+        out = both / 2
+    out = torch.where(finite, out, torch.full_like(out, torch.nan))
+    return torch.where(inside, out, torch.zeros_like(out)).reshape(scores.shape).to(scores.dtype)

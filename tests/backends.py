@@ -49,8 +49,8 @@ def pairwise(backend: str, problem: Pairs, grad: Tensor | None = None) -> list[T
     if backend == "emulated-cuda":
         p = None if problem.index == "shapley" else problem.p
         arguments = (problem.scores, problem.col_scores, problem.region_lengths, problem.phrase_lengths, p)
-        results = emulation.pairwise(*arguments)
-        return results if grad is None else [*results, *emulation.pairwise(*arguments, grad)]
+        results = emulation.pairwise(*arguments, game=problem.game)
+        return results if grad is None else [*results, *emulation.pairwise(*arguments, grad, game=problem.game)]
     device = device_of(backend)
     inputs = [x.to(device).detach().requires_grad_(grad is not None) for x in inputs]
     options = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in problem.options.items()}
@@ -59,6 +59,27 @@ def pairwise(backend: str, problem: Pairs, grad: Tensor | None = None) -> list[T
         results = [out.detach()]
         if grad is not None:
             results += torch.autograd.grad(out, inputs, grad.to(device))
+    return [x.cpu() for x in results]
+
+
+def sides(backend: str, problem: Pairs, order: int, grads: tuple[Tensor, ...] | None = None) -> list[Tensor]:
+    """Both sides' values (order 1) or pairs (order 2) and, with `grads`, the gradients of the scores (and columns')."""
+    inputs = [x for x in (problem.scores, problem.col_scores) if x is not None]
+    law = None if problem.index == "shapley" else problem.p, problem.game, order
+    lengths = problem.region_lengths, problem.phrase_lengths
+    if backend == "emulated-cuda":
+        arguments = (problem.scores, problem.col_scores, *lengths, *law)
+        results = emulation.sides(*arguments)
+        return results if grads is None else [*results, *emulation.sides(*arguments, grads)]
+    device = device_of(backend)
+    inputs = [x.to(device).detach().requires_grad_(grads is not None) for x in inputs]
+    with selected(backend) as name:
+        on_device = [None if x is None else x.to(device) for x in lengths]
+        cols = inputs[1] if len(inputs) == 2 else None
+        out = torch.ops.loupe.sides(inputs[0], cols, *on_device, *law, name)
+        results = [x.detach() for x in out]
+        if grads is not None:
+            results += torch.autograd.grad(out, inputs, [x.to(device) for x in grads])
     return [x.cpu() for x in results]
 
 

@@ -17,6 +17,7 @@ class Pairs:
     phrase_lengths: Tensor | None = None
     index: str = "shapley"
     p: float = 0.5
+    game: str = "max-mean"
 
     def __str__(self) -> str:
         return self.name
@@ -29,7 +30,7 @@ class Pairs:
     @property
     def options(self) -> dict[str, object]:
         lengths = {"region_lengths": self.region_lengths, "phrase_lengths": self.phrase_lengths}
-        return {**lengths, "index": self.index, "p": self.p}
+        return {**lengths, "index": self.index, "p": self.p, "game": self.game}
 
 
 def random_pairs(B: int, M: int, N: int, seed: int = 0) -> Tensor:
@@ -60,6 +61,10 @@ def pairs_problems(small: bool = False) -> list[Pairs]:
         Pairs("negative", -random_pairs(2, 10, 10).abs()),
         Pairs("offset", random_pairs(2, 10, 10) + 100),
         Pairs("not-contiguous", random_pairs(9, 7, 4).transpose(0, 2)),
+        Pairs("maxsim", random_pairs(many, 9, 5), game="maxsim"),
+        Pairs("maxsim-banzhaf", random_pairs(2, 7, 12).round(), index="banzhaf", p=0.2, game="maxsim"),
+        Pairs("maxsim-ragged", random_pairs(4, 13, 9), None, lengths(13, 1, 0, 8), lengths(9, 9, 4, 1), game="maxsim"),
+        Pairs("maxsim-1x1", random_pairs(2, 1, 1), game="maxsim"),
         Pairs("empty-batch", random_pairs(0, 3, 4)),
         Pairs("no-regions", random_pairs(2, 0, 4)),
         Pairs("no-phrases", random_pairs(2, 3, 0)),
@@ -75,4 +80,5 @@ def pairs_problems(small: bool = False) -> list[Pairs]:
         Pairs("130x70", random_pairs(1, 130, 70), index="banzhaf"),
         Pairs("3x1024", random_pairs(1, 3, 1024)),
         Pairs("1024x5", random_pairs(1, 1024, 5)),
+        Pairs("maxsim-49x30", random_pairs(3, 49, 30), game="maxsim"),
     ]

@@ -153,8 +153,8 @@ def test_just_in_time_kernels_compile_for_a_gpu(dtype):
 
     def calls(*probabilities):
         for p in probabilities:
-            kernels.forward(s, None, None, None, p)
-            kernels.backward(s, s, None, None, None, p)
+            kernels.forward(s, None, None, None, p, "max-mean")
+            kernels.backward(s, s, None, None, None, p, "max-mean")
 
     for probabilities in ((None,), (0.3, 0.4)):  # another p needs no other kernel
         built = compiled(kernels, "_lines_kernel", lambda x=probabilities: calls(*x))
@@ -356,9 +356,9 @@ class TestAutograd:
 
 class TestTorchLibrary:
     cases = (
-        (random_pairs(2, 3, 4).float(), None, None, None, None, "auto"),
-        (random_pairs(2, 3, 4), random_pairs(2, 3, 4, 1), torch.tensor([3, 1]), torch.tensor([0, 4]), 0.4, "cpu"),
-        (random_pairs(4, 3, 2).transpose(0, 2), None, torch.tensor([3, 2], dtype=torch.int32), None, None, "auto"),
+        (random_pairs(2, 3, 4).float(), None, None, None, None, "max-mean", "auto"),
+        (*random_pairs(2, 2, 12).view(2, 2, 3, 4), torch.tensor([3, 1]), torch.tensor([0, 4]), 0.4, "max-mean", "cpu"),
+        (random_pairs(4, 3, 2).transpose(0, 2), None, torch.tensor([3, 2]).int(), None, None, "maxsim", "auto"),
     )
 
     @pytest.mark.parametrize("case", cases)
@@ -434,6 +434,9 @@ class TestBadInput:
         [
             ({"index": "sii"}, ValueError, "index: expected 'shapley' or 'banzhaf', got 'sii'"),
             ({"index": None}, ValueError, "index: expected 'shapley' or 'banzhaf', got None"),
+            ({"game": "max"}, ValueError, "game: expected 'max-mean' or 'maxsim', got 'max'"),
+            ({"pairs": "cross-modal"}, ValueError, "pairs: expected 'cross' or 'all', got 'cross-modal'"),
+            ({"pairs": None}, ValueError, "pairs: expected 'cross' or 'all', got None"),
             ({"p": 0.0}, ValueError, "p: expected a probability strictly between 0 and 1, got 0.0"),
             ({"p": 1}, ValueError, "p: expected a probability strictly between 0 and 1, got 1"),
             ({"p": math.nan}, ValueError, "p: expected a probability .* got nan"),
@@ -458,6 +461,7 @@ class TestBadInput:
             ({"phrase_lengths": torch.tensor([1])}, ValueError, "phrase_lengths: expected shape"),
             ({"p": 0.0}, ValueError, "p: expected None or a probability"),
             ({"p": math.nan}, ValueError, "p: expected None or a probability"),
+            ({"game": "chess"}, ValueError, "game: expected 'max-mean' or 'maxsim', got 'chess'"),
             ({"backend": "tpu"}, ValueError, "backend: expected one of"),
             ({"grad": torch.zeros(1)}, ValueError, "grad: expected the shape"),
             ({"grad": torch.zeros(2, 3, 4, dtype=torch.float16)}, TypeError, "grad: expected the dtype"),
@@ -465,7 +469,8 @@ class TestBadInput:
     )
     def test_the_registered_ops_check_their_arguments_too(self, change, error, message):
         arguments = {"scores": self.s, "col_scores": None, "region_lengths": None, "phrase_lengths": None}
-        arguments = {**arguments, "p": None, "backend": "auto", "grad": torch.zeros(2, 3, 4), **change}
+        arguments = {**arguments, "p": None, "game": "max-mean", "backend": "auto"}
+        arguments = {**arguments, "grad": torch.zeros(2, 3, 4), **change}
         grad = arguments.pop("grad")
         with pytest.raises(error, match=message):
             torch.ops.loupe.pairwise_backward(grad, *arguments.values())

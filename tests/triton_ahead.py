@@ -1,7 +1,7 @@
 """Compiles Triton kernels for GPUs that are not there: the interpreter forgives what the compiler does not."""
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -31,8 +31,13 @@ class _Recorder:
         return launch
 
 
-def compiled(module: types.ModuleType, name: str, call: Callable[[], object], capability: int = 90) -> list[Any]:
-    """Every distinct launch of the kernel `module.name` that `call` makes, compiled for a GPU of the capability."""
+def compiled(
+    module: types.ModuleType, name: str, call: Callable[[], object], capability: int = 90, others: Sequence[str] = ()
+) -> list[Any]:
+    """Every distinct launch of the kernel `module.name` that `call` makes, compiled for a GPU of the capability.
+
+    `others` are kernels of the module that `call` launches too.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -41,6 +46,8 @@ def compiled(module: types.ModuleType, name: str, call: Callable[[], object], ca
     recorder = _Recorder(kernel)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, name, recorder)
+        for other in others:
+            patch.setattr(module, other, _Recorder(getattr(module, other)))
         call()
     results: dict[str, Any] = {}
     for launch in recorder.launches:

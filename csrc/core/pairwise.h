@@ -1,4 +1,4 @@
-// The weights of one line (a row, or a column) of the max-mean game's exact pair interactions; host and device.
+// The weights of one line (a row, or a column) of a game's exact cross pair interactions; host and device.
 // python_ref/pairwise.py derives them; M is the number of lines, N the number of entries of each.
 #pragma once
 
@@ -9,7 +9,10 @@
 
 namespace loupe {
 
-// One call of the op. Tensors are dense and contiguous; null means absent.
+// The max-mean game is half its rows and half its columns. MaxSim is a sum of games of one line each: its columns.
+enum class Game : int { max_mean, maxsim };
+
+// One call of an op. Tensors are dense and contiguous; null means absent.
 struct PairwiseCall {
   const void* scores;             // [B, M, N]
   const void* col_scores;         // [B, M, N] or null: the same as scores
@@ -18,6 +21,11 @@ struct PairwiseCall {
   int64_t B, M, N;
   DType dtype;
   double p;  // NaN: Shapley; otherwise the p-weighted Banzhaf index
+  Game game;
+
+  LOUPE_INLINE_HD bool has_rows() const { return game == Game::max_mean; }
+  LOUPE_INLINE_HD double share() const { return game == Game::max_mean ? 0.5 : 1; }  // of a direction in the game
+  LOUPE_INLINE_HD int64_t columns_of_a_game(int64_t N) const { return game == Game::max_mean ? N : 1; }
 };
 
 // F(x) = a x + sum_below (x - x') w(r),  G(x) = b x + sum_below (x - x') v(r), r = 1 .. N - 1.

@@ -168,6 +168,28 @@ LOUPE_INLINE void gather(const Two<double>* from, Int at, Real& f, Real& g) {
   }
 }
 
+LOUPE_INLINE void scatter(float* to, Int at, Real x) {
+#ifdef __AVX512F__
+  _mm512_i64scatter_ps(to, (__m512i)at, _mm512_cvtpd_ps((__m512d)x), sizeof *to);
+#else
+#pragma GCC unroll 8
+  for (int l = 0; l < kLanes; ++l) to[at[l]] = float(x[l]);
+#endif
+}
+
+LOUPE_INLINE void scatter(double* to, Int at, Real x) {
+#pragma GCC unroll 8
+  for (int l = 0; l < kLanes; ++l) to[at[l]] = x[l];
+}
+
+template <class T>
+LOUPE_INLINE Real gather(const T* from, Int at) {
+  Real x;
+#pragma GCC unroll 8
+  for (int l = 0; l < kLanes; ++l) x[l] = double(from[at[l]]);
+  return x;
+}
+
 // A score and where it came from (an offset from 0 to below kMaxOffset). `order` puts the larger score first and, among
 // equal ones, the smaller offset, so every sort is stable.
 constexpr int64_t kMaxOffset = int64_t(1) << 28;

@@ -1,29 +1,15 @@
 // Exact pair interactions on the CPU: kLanes lines (rows, then columns) of the scores are sorted together, one sweep over
 // the sorted keys does a line's arithmetic, and every entry's two numbers are scattered back to its place. Compiled once a
-// SIMD target. A lane never sees its neighbours and a problem's sums are taken in the order of its own entries, so the
-// bits depend on the problem alone.
+// SIMD target. A problem's sums are taken in the order of its own entries, so the bits depend on the problem alone.
 
 #include "pairwise.h"
 
 #include <limits>
-#include <memory>
-#include <new>
 
-#include "../core/half.h"
-#include "lanes.h"
-#include "parallel.h"
+#include "sweep.h"
 
 namespace loupe::LOUPE_TARGET {
 namespace {
-
-template <class T>
-struct Buffer {  // uninitialised, aligned to a cache line
-  explicit Buffer(int64_t n) : data(static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64)))) {}
-  Buffer(const Buffer&) = delete;
-  ~Buffer() { ::operator delete(data, std::align_val_t(64)); }
-  operator T*() { return data; }
-  T* data;
-};
 
 // The weights of a line's sorted places. The entry at place k has rank k among the others of any entry above it and
 // carries w[k]; w_below[k] sums the weights of the places after k.
@@ -31,17 +17,17 @@ struct LineTable {
   explicit LineTable(int64_t longest)
       : w(longest + 1), v(longest + 1), w_below(longest + 1), v_below(longest + 1), below(longest + 1) {}
 
-  void prepare(int64_t lines, int64_t entries, double p, const double* atoms) {
+  void prepare(int64_t lines, int64_t entries, double p, double share, const double* atoms) {
     if (lines == M && entries == N) return;
     M = lines;
     N = entries;
     const LineLaw law = LineLaw::of(M, N, p, atoms);
-    a = law.a / 2;  // the game is half of each part
-    b = law.b / 2;
+    a = law.a * share;
+    b = law.b * share;
     w[0] = v[0] = w_below[N - 1] = v_below[N - 1] = 0;
     for (int64_t k = N - 1; k > 0; --k) {
-      w[k] = law.w(k) / 2;
-      v[k] = law.v(k) / 2;
+      w[k] = law.w(k) * share;
+      v[k] = law.v(k) * share;
       w_below[k - 1] = w_below[k] + w[k];
       v_below[k - 1] = v_below[k] + v[k];
     }
@@ -55,9 +41,12 @@ struct LineTable {
 };
 
 // f becomes F + G and g becomes G of every entry.
+template <class T>
 struct ForwardSweep {
-  template <class T>
-  static LOUPE_INLINE void run(const Key<T>* keys, int64_t n, const LineTable& table, Two<T>* part) {
+  const LineTable& table;
+  Two<T>* part;
+
+  LOUPE_INLINE void operator()(const Key<T>* keys, int64_t n, int64_t) const {
     const double a = table.a + table.b, b = table.b;
     const Two<double>* weights_below = table.below.data;
     Real below = keys[n - 1].value(), hinge_f{}, hinge_g{};
@@ -72,9 +61,12 @@ struct ForwardSweep {
 };
 
 // f and g, what reaches F and G of every entry, become the gradient of its score (in f).
+template <class T>
 struct BackwardSweep {
-  template <class T>
-  static LOUPE_INLINE void run(const Key<T>* keys, int64_t n, const LineTable& table, Two<T>* part) {
+  const LineTable& table;
+  Two<T>* part;
+
+  LOUPE_INLINE void operator()(const Key<T>* keys, int64_t n, int64_t) const {
     const double a = table.a, b = table.b;
     const double *w = table.w.data, *v = table.v.data, *w_below = table.w_below.data, *v_below = table.v_below.data;
     Real f_above{}, g_above{};
@@ -89,104 +81,6 @@ struct BackwardSweep {
     }
   }
 };
-
-// A problem's rows are read and written by whole vectors wherever `room`, the entries left in the problem, allows: lanes
-// beyond the row's n are cleared when read, and written again by the next row when written.
-template <class T, class In>
-LOUPE_INLINE Vec<T> load_wide(const In* from, int64_t n, int64_t room) {
-  Vec<T> x{};
-  if constexpr (std::is_same_v<In, T>) {
-    if (room >= kLanes) x = load<Vec<T>>(from);
-    else std::memcpy(&x, from, n * sizeof(T));
-  } else {
-    for (int l = 0; l < (room >= kLanes ? kLanes : n); ++l) x[l] = Storage<In>::widen(from[l]);
-  }
-  return n >= kLanes ? x : first_lanes<T>(n) ? x : Vec<T>{};
-}
-
-template <class T, class In>
-LOUPE_INLINE void store_narrow(In* to, Vec<T> x, int64_t n, int64_t room) {
-  if constexpr (std::is_same_v<In, T>) {
-    if (room >= kLanes) store(to, x);
-    else std::memcpy(to, &x, std::min<int64_t>(n, kLanes) * sizeof(T));
-  } else {
-    for (int l = 0; l < (room >= kLanes ? kLanes : std::min<int64_t>(n, kLanes)); ++l) to[l] = Storage<In>::narrow(x[l]);
-  }
-}
-
-// Copies the first M rows and N columns of [rows, ld] into rows padded with 0 (lanes without a column must order like any
-// other); says whether all of it is finite.
-template <class In, class T>
-bool load_matrix(const In* from, int64_t rows, int64_t ld, int64_t M, int64_t N, T* to) {
-  typedef std::conditional_t<sizeof(T) == 8, int64_t, int32_t> Bits;
-  constexpr Bits exponent = sizeof(T) == 8 ? Bits(0x7ff0000000000000) : Bits(0x7f800000);
-  Vec<Bits> wrong{};
-  for (int64_t i = 0; i < M; ++i, from += ld, to += padded(N))
-    for (int64_t j = 0; j < N; j += kLanes) {
-      const Vec<T> x = load_wide<T>(from + j, N - j, (rows - i) * ld - j);
-      wrong |= ((Vec<Bits>)x & exponent) == exponent;
-      store(to + j, x);
-    }
-  Bits any = 0;
-  for (int l = 0; l < kLanes; ++l) any |= wrong[l];
-  return any == 0;
-}
-
-// Where a lane's entries live: entry k at first + k * step; all entries of a lane without a line at `spare`.
-struct Places {
-  LOUPE_INLINE Places(int64_t line, int64_t lines, int64_t line_step, int64_t entry_step, int64_t spare) {
-    Int lane;
-    for (int l = 0; l < kLanes; ++l) lane[l] = l;
-    const Int active = lane < lines - line;
-    at = active ? (lane + line) * line_step : Int{} + spare;
-    step = active ? Int{} + entry_step : Int{};
-  }
-  LOUPE_INLINE Int next() {
-    const Int here = at;
-    at += step;
-    return here;
-  }
-  Int at, step;
-};
-
-template <class Sweep, class T>
-LOUPE_INLINE void sort_and_sweep(Key<T>* keys, int64_t n, const LineTable& table, Two<T>* part) {
-  for (int64_t k = n; k < sorted_size(n); ++k) keys[k] = Key<T>::last();
-  sort_lines(keys, n);
-  Sweep::run(keys, n, table, part);
-}
-
-// Sorts kLanes rows at a time of [rows, n] and sweeps them; entry k of row i is part[i * padded(n) + k].
-template <class Sweep, class T>
-void sweep_rows(const T* scores, int64_t rows, int64_t n, const LineTable& table, Key<T>* keys, Two<T>* part,
-                int64_t spare) {
-  const int64_t stride = padded(n);
-  for (int64_t i = 0; i < rows; i += kLanes) {
-    Places places(i, rows, stride, 1, spare);
-    for (int64_t k = 0; k < n; k += kLanes) {
-      Vec<T> square[kLanes];
-#pragma GCC unroll 8
-      for (int l = 0; l < kLanes; ++l) square[l] = load<Vec<T>>(scores + std::min(i + l, rows - 1) * stride + k);
-      transpose<1, T>(square, kLaneSequence);
-#pragma GCC unroll 8
-      for (int l = 0; l < kLanes; ++l)
-        if (k + l < n) keys[k + l] = Key<T>::make(__builtin_convertvector(square[l], Real), places.next());
-    }
-    sort_and_sweep<Sweep>(keys, n, table, part);
-  }
-}
-
-// The same for the columns of [n, columns]; entry k of column j is part[k * padded(columns) + j].
-template <class Sweep, class T>
-void sweep_columns(const T* scores, int64_t n, int64_t columns, const LineTable& table, Key<T>* keys, Two<T>* part,
-                   int64_t spare) {
-  const int64_t stride = padded(columns);
-  for (int64_t j = 0; j < columns; j += kLanes) {
-    Places places(j, columns, 1, stride, spare);
-    for (int64_t k = 0; k < n; ++k) keys[k] = Key<T>::make(load_real(scores + k * stride + j), places.next());
-    sort_and_sweep<Sweep>(keys, n, table, part);
-  }
-}
 
 // The sum of g over every column.
 template <class T>
@@ -294,16 +188,21 @@ class Pairwise {
     }
   }
 
-  template <class Sweep>
+  template <template <class> class Sweep>
   void sweep(int64_t count, int64_t M, int64_t N) {
     if (M == 0 || N == 0) return;
-    row_table_.prepare(M, N, call_.p, atoms_);
-    col_table_.prepare(N, M, call_.p, atoms_);
     const int64_t size = M * padded(N);
-    sweep_rows<Sweep, T>(scores_, count * M, N, row_table_, keys_, rows_, count * size);
+    if (call_.has_rows()) {
+      row_table_.prepare(M, N, call_.p, call_.share(), atoms_);
+      sweep_rows(scores_.data, count * M, N, keys_.data, count * size, Sweep<T>{row_table_, rows_});
+    } else {
+      std::fill_n(rows_.data, count * size, Two<T>{0, 0});
+    }
+    col_table_.prepare(call_.columns_of_a_game(N), M, call_.p, call_.share(), atoms_);
     const T* col_scores = call_.col_scores ? col_scores_ : scores_;
     for (int64_t g = 0; g < count; ++g)
-      sweep_columns<Sweep, T>(col_scores + g * size, M, N, col_table_, keys_, cols_ + g * size, (count - g) * size);
+      sweep_columns(col_scores + g * size, M, N, 1, padded(N), keys_.data, (count - g) * size,
+                    Sweep<T>{col_table_, cols_ + g * size});
   }
 
   // Zeros around a shorter problem; NaN all over one that holds anything not finite.
@@ -326,35 +225,12 @@ class Pairwise {
   Buffer<bool> finite_;
 };
 
-// Calls work(scratch, first, count, M, N) for runs of equal problems.
-template <class In, class Work>
-void for_each_group(const PairwiseCall& call, int threads, const Work& work) {
-  constexpr int64_t kGroup = 1024;  // entries whose scratch stays in the first-level cache
-  constexpr int64_t kChunk = 8192;  // entries that pay for a thread
-  const int64_t area = std::max<int64_t>(call.M * call.N, 1);
-  const int64_t group = std::max<int64_t>(kGroup / area, 1), chunk = std::max<int64_t>(kChunk / area, 1);
-  const auto rows = [&](int64_t b) { return call.region_lengths ? call.region_lengths[b] : call.M; };
-  const auto cols = [&](int64_t b) { return call.phrase_lengths ? call.phrase_lengths[b] : call.N; };
-  parallel_chunks(call.B, chunk, threads, [&] {
-    return [&, scratch = std::make_unique<Pairwise<In>>(call, std::min(group, call.B))](int64_t begin, int64_t end) {
-      while (begin < end) {
-        int64_t count = 1;
-        while (count < group && begin + count < end && rows(begin + count) == rows(begin) &&
-               cols(begin + count) == cols(begin))
-          ++count;
-        work(*scratch, begin, count, rows(begin), cols(begin));
-        begin += count;
-      }
-    };
-  });
-}
-
 }  // namespace
 
 void pairwise_forward(const PairwiseCall& call, void* out, int threads) {
   for_dtype(call.dtype, [&](auto type) {
     typedef decltype(type) In;
-    for_each_group<In>(call, threads, [&](auto& scratch, int64_t first, int64_t count, int64_t M, int64_t N) {
+    for_each_group<Pairwise<In>>(call, threads, [&](auto& scratch, int64_t first, int64_t count, int64_t M, int64_t N) {
       scratch.forward(first, count, M, N, static_cast<In*>(out));
     });
   });
@@ -363,7 +239,7 @@ void pairwise_forward(const PairwiseCall& call, void* out, int threads) {
 void pairwise_backward(const PairwiseCall& call, const void* grad, void* grad_scores, void* grad_col_scores, int threads) {
   for_dtype(call.dtype, [&](auto type) {
     typedef decltype(type) In;
-    for_each_group<In>(call, threads, [&](auto& scratch, int64_t first, int64_t count, int64_t M, int64_t N) {
+    for_each_group<Pairwise<In>>(call, threads, [&](auto& scratch, int64_t first, int64_t count, int64_t M, int64_t N) {
       scratch.backward(first, count, M, N, static_cast<const In*>(grad), static_cast<In*>(grad_scores),
                        static_cast<In*>(grad_col_scores));
     });

@@ -5,48 +5,31 @@
 
 #include "pairwise.h"
 
-#include <cmath>
-
-#include "../core/half.h"
-#include "launch.h"
-#include "sort.cuh"
+#include "lines.cuh"
 
 namespace loupe {
 namespace {
 
 // What a sweep multiplies the place k of a sorted line by: the entry at place k >= 1 has rank k among the others of any
-// entry above it and carries w[k]; w_below[k] sums the weights of the places after k. Everything halved: the game is half
-// of each part.
+// entry above it and carries w[k]; w_below[k] sums the weights of the places after k. Everything times the direction's share
+// of the game.
 template <class T>
 struct LineTable {
   T a, b;
   T *w, *v, *w_below, *v_below;
 };
 
-template <class T>
-__device__ T warp_sum(T x) {
-  for (int d = 16; d >= 1; d /= 2) x += __shfl_xor_sync(kWarp, x, d, 32);
-  return x;
-}
-
 // Fills the table, and its four arrays of `size`, for `lines` lines with `n` entries; by one warp.
 template <class T>
-__device__ void prepare(LineTable<T>& table, T* arrays, int size, int lines, int n, double p, int lane) {
-  LineLaw law = LineLaw::start(lines, n, p);
-  const double last = law.term(lines - 1);
-  double sum = 0, excess = 0;
-  for (int t = lane; t < lines; t += 32) {
-    sum += law.term(t);
-    excess += law.term(t) - last;
-  }
-  law.finish(warp_sum(sum), warp_sum(excess));
+__device__ void prepare(LineTable<T>& table, T* arrays, int size, int lines, int n, double p, double share, int lane) {
+  const LineLaw law = law_by_warp(lines, n, p, lane);
   T *ws = arrays, *vs = arrays + size, *w_below = arrays + 2 * size, *v_below = arrays + 3 * size;
-  if (lane == 0) table = {T(law.a / 2), T(law.b / 2), ws, vs, w_below, v_below};
+  if (lane == 0) table = {T(law.a * share), T(law.b * share), ws, vs, w_below, v_below};
   double w_carry = 0, v_carry = 0;  // sums of the places after this round's
   for (int base = (n - 1) / 32 * 32; base >= 0; base -= 32) {
     const int k = base + lane;
     const bool real = k >= 1 && k < n;
-    const double w = real ? law.w(k) / 2 : 0, v = real ? law.v(k) / 2 : 0;
+    const double w = real ? law.w(k) * share : 0, v = real ? law.v(k) * share : 0;
     double w_here = w, v_here = v;  // becomes the sum from this lane on
     for (int d = 1; d < 32; d *= 2) {
       const double more_w = __shfl_down_sync(kWarp, w_here, d, 32), more_v = __shfl_down_sync(kWarp, v_here, d, 32);
@@ -67,28 +50,23 @@ __device__ void prepare(LineTable<T>& table, T* arrays, int size, int lines, int
   }
 }
 
-// A problem's lines in one direction: entry e of line l is at [l * line_step + e * entry_step] of the tile's matrices.
-template <class T>
-struct Lines {
-  int count, n, line_step, entry_step;
-  const T* scores;
-  const LineTable<T>* table;
-  __device__ int at(int line, int entry) const { return line * line_step + entry * entry_step; }
-};
-
 // f += F + G and g = G of every entry of a sorted line.
 template <class T>
 struct ForwardSweep {
   T *f, *g;
 
   template <class Line>
-  __device__ void operator()(const Line& sorted, const Lines<T>& lines, int line, int lane, bool real) const {
+  __device__ void operator()(const Line& sorted, const Lines<T, LineTable<T>>& lines, int line, int lane,
+                             bool real) const {
     const LineTable<T>& table = *lines.table;
     const int first = lane * sorted.items;
     const T next = __shfl_down_sync(kWarp, sorted.get(0).x, 1, Line::width);
     T f_below = 0, g_below = 0;
     for (int pass = 0; pass < 2; ++pass) {  // sums of this lane's places; then, on top of the lanes' after it, every place's
-      if (pass == 1) scan_after<Line::width>(f_below, g_below, lane);
+      if (pass == 1) {
+        f_below = sum_of_lanes_after<Line::width>(f_below, lane);
+        g_below = sum_of_lanes_after<Line::width>(g_below, lane);
+      }
       T x_below = next;
       for (int t = sorted.items - 1; t >= 0; --t) {
         const int k = first + t;
@@ -107,21 +85,6 @@ struct ForwardSweep {
       }
     }
   }
-
-  // Turns a lane's sums into the sums of the lanes after it.
-  template <int width>
-  __device__ static void scan_after(T& f, T& g, int lane) {
-    for (int d = 1; d < width; d *= 2) {
-      const T more_f = __shfl_down_sync(kWarp, f, d, width), more_g = __shfl_down_sync(kWarp, g, d, width);
-      if (lane + d < width) {
-        f += more_f;
-        g += more_g;
-      }
-    }
-    f = __shfl_down_sync(kWarp, f, 1, width);
-    g = __shfl_down_sync(kWarp, g, 1, width);
-    if (lane == width - 1) f = g = 0;
-  }
 };
 
 // out (+)= the gradient of every entry of a sorted line, from that of F + G (`grad`) and of G (grad - totals of its line).
@@ -131,12 +94,16 @@ struct BackwardSweep {
   T* out;
 
   template <class Line>
-  __device__ void operator()(const Line& sorted, const Lines<T>& lines, int line, int lane, bool real) const {
+  __device__ void operator()(const Line& sorted, const Lines<T, LineTable<T>>& lines, int line, int lane,
+                             bool real) const {
     const LineTable<T>& table = *lines.table;
     const int first = lane * sorted.items;
     T f_above = 0, g_above = 0;
     for (int pass = 0; pass < 2; ++pass) {
-      if (pass == 1) scan_before<Line::width>(f_above, g_above, lane);
+      if (pass == 1) {
+        f_above = sum_of_lanes_before<Line::width>(f_above, lane);
+        g_above = sum_of_lanes_before<Line::width>(g_above, lane);
+      }
       for (int t = 0; t < sorted.items; ++t) {
         const int k = first + t;
         if (!real || k >= lines.n) continue;
@@ -150,106 +117,7 @@ struct BackwardSweep {
       }
     }
   }
-
-  template <int width>
-  __device__ static void scan_before(T& f, T& g, int lane) {
-    for (int d = 1; d < width; d *= 2) {
-      const T more_f = __shfl_up_sync(kWarp, f, d, width), more_g = __shfl_up_sync(kWarp, g, d, width);
-      if (lane >= d) {
-        f += more_f;
-        g += more_g;
-      }
-    }
-    f = __shfl_up_sync(kWarp, f, 1, width);
-    g = __shfl_up_sync(kWarp, g, 1, width);
-    if (lane == 0) f = g = 0;
-  }
 };
-
-template <int W, int I, class T, class Sweep>
-__device__ void sweep_in_registers(const Lines<T>& lines, const Sweep& sweep) {
-  const int warp = threadIdx.x / 32, warps = blockDim.x / 32, lane = threadIdx.x % W, part = threadIdx.x % 32 / W;
-  for (int first = warp * (32 / W); first < lines.count; first += warps * (32 / W)) {
-    const int line = first + part;
-    const bool real = line < lines.count;
-    RegisterLine<W, I, T> sorted;
-#pragma unroll
-    for (int t = 0; t < I; ++t) {
-      const int k = lane * I + t;
-      sorted.key[t] = {real && k < lines.n ? lines.scores[lines.at(line, k)] : T(-INFINITY), k};
-    }
-    sorted.sort(lane);
-    sweep(sorted, lines, line, lane, real);
-  }
-}
-
-template <class T, class Sweep>
-__device__ void sweep_lines(const Lines<T>& lines, const Sweep& sweep, Key<T>* keys) {
-  if (lines.n <= 8) return sweep_in_registers<8, 1>(lines, sweep);
-  if (lines.n <= 16) return sweep_in_registers<16, 1>(lines, sweep);
-  if (lines.n <= 32) return sweep_in_registers<32, 1>(lines, sweep);
-  if (lines.n <= 64) return sweep_in_registers<32, 2>(lines, sweep);
-  const int warp = threadIdx.x / 32, warps = blockDim.x / 32, lane = threadIdx.x % 32;
-  int size = 128;
-  while (size < lines.n) size *= 2;
-  for (int line = warp; line < lines.count; line += warps) {
-    MemoryLine<T> sorted{size / 32, keys + warp * size};
-    for (int k = lane; k < size; k += 32)
-      sorted.keys[k] = {k < lines.n ? lines.scores[lines.at(line, k)] : T(-INFINITY), k};
-    sorted.sort(lane);
-    sweep(sorted, lines, line, lane, true);
-    __syncwarp();
-  }
-}
-
-// Where a block keeps its problem. `f` and `g` are the sweeps' two numbers an entry (backward: the result and the gradient).
-struct Layout {
-  int stride, entries;       // of a matrix
-  int table;                 // entries of a table's array
-  int keys;                  // of a warp, for lines too long for registers
-  int warps;
-  bool in_shared;
-  int matrices;
-  int64_t matrix_bytes, shared_bytes;
-
-  template <class T>
-  static Layout of(const PairwiseCall& call) {
-    Layout x{};
-    const int M = int(call.M), N = int(call.N), longest = M > N ? M : N;
-    x.stride = N | 1;  // odd: the lanes of a warp that walk down a column hit different banks
-    x.entries = M * x.stride;
-    x.table = longest;
-    x.matrices = call.col_scores ? 4 : 3;
-    if (longest > 64)
-      for (x.keys = 128; x.keys < longest;) x.keys *= 2;
-    x.matrix_bytes = (int64_t(x.entries) * x.matrices * sizeof(T) + 15) / 16 * 16;
-    const int64_t tables = 8 * int64_t(x.table) * sizeof(T) + 2 * int64_t(longest) * sizeof(T) + 64;
-    const int64_t most = max_shared_bytes() - 1024;  // the driver keeps some
-    x.warps = longest > 64 ? 16 : longest > 16 ? 8 : 4;
-    while (x.warps > 1 && tables + x.warps * x.keys * int64_t(sizeof(Key<T>)) > most) x.warps /= 2;
-    x.shared_bytes = tables + x.warps * x.keys * int64_t(sizeof(Key<T>));
-    if (x.shared_bytes > most)
-      throw std::invalid_argument("scores: expected shorter rows and columns for this GPU's shared memory, got " +
-                                  std::to_string(call.M) + " x " + std::to_string(call.N));
-    x.in_shared = x.shared_bytes + x.matrix_bytes <= most;
-    if (x.in_shared) x.shared_bytes += x.matrix_bytes;
-    return x;
-  }
-  int64_t blocks(int64_t B) const {
-    constexpr int64_t kScratch = int64_t(256) << 20;
-    int64_t most = int64_t(multiprocessors()) * 32;  // a block that does several problems prepares its tables once
-    if (!in_shared) most = most < kScratch / matrix_bytes ? most : kScratch / matrix_bytes;
-    most = most < 1 ? 1 : most;
-    return B < most ? B : most;
-  }
-};
-
-template <class T>
-__device__ T* take(unsigned char*& memory, int64_t count) {
-  T* taken = reinterpret_cast<T*>(memory);
-  memory += (count * sizeof(T) + 7) / 8 * 8;
-  return taken;
-}
 
 template <class In, bool backward>
 __global__ void pairwise_kernel(PairwiseCall call, Layout layout, const In* grad, In* out, In* out_cols,
@@ -284,8 +152,9 @@ __global__ void pairwise_kernel(PairwiseCall call, Layout layout, const In* grad
     __syncthreads();
     if (M > 0 && N > 0) {
       if (M != M_of_table || N != N_of_table) {
-        if (thread / 32 == 0) prepare(row_table, arrays, layout.table, M, N, call.p, lane);
-        if (thread / 32 == (threads > 32)) prepare(col_table, arrays + 4 * layout.table, layout.table, N, M, call.p, lane);
+        if (thread / 32 == 0) prepare(row_table, arrays, layout.table, M, N, call.p, call.share(), lane);
+        if (thread / 32 == (threads > 32))
+          prepare(col_table, arrays + 4 * layout.table, layout.table, int(call.columns_of_a_game(N)), M, call.p, call.share(), lane);
         M_of_table = M;
         N_of_table = N;
       }
@@ -301,13 +170,13 @@ __global__ void pairwise_kernel(PairwiseCall call, Layout layout, const In* grad
           ok = ok && y - y == 0;
         }
         f[to] = 0;
-        if (backward) g[to] = Storage<In>::widen(grad[b * area + i * call.N + j]);
+        g[to] = backward ? T(Storage<In>::widen(grad[b * area + i * call.N + j])) : T(0);
       }
       if (!ok) finite = 0;
       __syncthreads();
-      const Lines<T> by_row{M, N, layout.stride, 1, s, &row_table};
-      const Lines<T> by_col{N, M, 1, layout.stride, c, &col_table};
-      if (!backward) sweep_lines(by_row, ForwardSweep<T>{f, g}, keys);
+      const Lines<T, LineTable<T>> by_row{M, N, layout.stride, 1, s, &row_table};
+      const Lines<T, LineTable<T>> by_col{N, M, 1, layout.stride, c, &col_table};
+      if (!backward && call.has_rows()) sweep_lines(by_row, ForwardSweep<T>{f, g}, keys);
       __syncthreads();
       for (int j = thread; j < N; j += threads) {  // forward: of the rows' G; backward: of the gradient
         T sum = 0;
@@ -324,7 +193,7 @@ __global__ void pairwise_kernel(PairwiseCall call, Layout layout, const In* grad
       }
       __syncthreads();
       if (backward) {
-        sweep_lines(by_row, BackwardSweep<T>{g, totals, f}, keys);
+        if (call.has_rows()) sweep_lines(by_row, BackwardSweep<T>{g, totals, f}, keys);
         __syncthreads();
         if (out_cols)
           for (int e = thread; e < M * N; e += threads) {
@@ -351,12 +220,17 @@ __global__ void pairwise_kernel(PairwiseCall call, Layout layout, const In* grad
   }
 }
 
+template <class T>
+Layout layout_of(const PairwiseCall& call) {
+  return Layout::of<T>(call, 10, call.col_scores ? 4 : 3, 0);
+}
+
 template <bool backward>
 void launch(const PairwiseCall& call, const void* grad, void* out, void* out_cols, void* scratch, void* stream) {
   if (call.B == 0 || call.M == 0 || call.N == 0) return;
   for_dtype(call.dtype, [&](auto type) {
     typedef decltype(type) In;
-    const Layout layout = Layout::of<typename Storage<In>::Compute>(call);
+    const Layout layout = layout_of<typename Storage<In>::Compute>(call);
     LOUPE_LAUNCH((pairwise_kernel<In, backward>), unsigned(layout.blocks(call.B)), unsigned(32 * layout.warps),
                  layout.shared_bytes, stream, call, layout, static_cast<const In*>(grad), static_cast<In*>(out),
                  static_cast<In*>(out_cols), static_cast<unsigned char*>(scratch));
@@ -367,7 +241,7 @@ void launch(const PairwiseCall& call, const void* grad, void* out, void* out_col
 
 int64_t pairwise_scratch_bytes_cuda(const PairwiseCall& call) {
   if (call.B == 0 || call.M == 0 || call.N == 0) return 0;
-  const Layout layout = call.dtype == DType::f64 ? Layout::of<double>(call) : Layout::of<float>(call);
+  const Layout layout = call.dtype == DType::f64 ? layout_of<double>(call) : layout_of<float>(call);
   return layout.in_shared ? 0 : layout.blocks(call.B) * layout.matrix_bytes;
 }
 

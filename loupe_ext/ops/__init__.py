@@ -2,11 +2,13 @@
 
 from loupe_ext.ops.coalitions import pack_coalitions, sample_coalitions, sample_permutations, unpack_coalitions
 from loupe_ext.ops.pairwise import pairwise_interactions
+from loupe_ext.ops.sides import shapley_values
 
 __all__ = [
     "pack_coalitions",
     "pairwise_interactions",
     "sample_coalitions",
     "sample_permutations",
+    "shapley_values",
     "unpack_coalitions",
 ]

@@ -50,13 +50,17 @@ def check_lengths(name: str, value: object, shape: torch.Size, device: torch.dev
 
 def check_index(index: object, p: object) -> float | None:
     """The probability of the p-weighted Banzhaf index, or None for the Shapley index."""
-    if not isinstance(index, str) or index not in ("shapley", "banzhaf"):
-        raise ValueError(f"index: expected 'shapley' or 'banzhaf', got {index!r}")
+    check_choice("index", index, ("shapley", "banzhaf"))
     if isinstance(p, bool) or not isinstance(p, (int, float)):
         raise TypeError(f"p: expected a float, got {type(p).__name__}")
     if not 0 < p < 1:
         raise ValueError(f"p: expected a probability strictly between 0 and 1, got {p}")
     return None if index == "shapley" else float(p)
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}: expected {' or '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_probability(p: float | None) -> None:

@@ -6,19 +6,11 @@ import torch
 from torch import Tensor
 
 from loupe_ext import _C
-from loupe_ext.ops._checks import (
-    check_floating,
-    check_index,
-    check_lengths,
-    check_like,
-    check_no_tangent,
-    check_probability,
-    check_tensor,
-)
-from loupe_ext.ops._native import address, current_stream, dense_lengths, dtype_name, on_device, resolve_backend
+from loupe_ext.ops._checks import check_choice, check_index, check_like
+from loupe_ext.ops._games import Games, batch_of, check_games
+from loupe_ext.ops._native import address, current_stream, on_device, resolve_backend
 from loupe_ext.ops._register import register
-
-MAX_ENTRIES = 2**28  # of one problem's scores, padded; the CPU kernel's sort keys carry an entry's offset in 28 bits
+from loupe_ext.ops.sides import sides
 
 
 def pairwise_interactions(
@@ -29,9 +21,11 @@ def pairwise_interactions(
     phrase_lengths: Tensor | None = None,
     index: str = "shapley",
     p: float = 0.5,
+    pairs: str = "cross",
+    game: str = "max-mean",
     backend: str = "auto",
 ) -> Tensor:
-    r"""Interaction of every region with every phrase, exactly, at the price of a sort.
+    r"""Interaction of every region with every phrase, or of all pairs of players, exactly, at the price of a sort.
 
     Regions :math:`i` and phrases :math:`j` are the players of the late-interaction game of LOUPE (Li et al., NeurIPS
     2022, section 3.3), in which a coalition :math:`T` of regions and phrases is worth
@@ -43,7 +37,8 @@ def pairwise_interactions(
     :math:`I_{ij} = E_T[v(T+i+j) - v(T+i) - v(T+j) + v(T)]`, with the size of :math:`T` uniform and :math:`T` uniform
     given its size (the pairwise Shapley interaction index), or every other player in :math:`T` with probability `p`
     (the p-weighted Banzhaf interaction index). LOUPE samples it; here it is a closed form over the sorted rows and
-    columns, :math:`O(MN \log MN)` for all pairs (`python_ref/pairwise.py` has the formula).
+    columns, :math:`O(MN \log MN)` for all of them (`python_ref/pairwise.py` has the formula). The pairs within a side
+    are sums of minima over the rows or columns, :math:`O(MN (M + N))` (`python_ref/sides.py`).
 
     Args:
         scores: [B, M, N] or [M, N], alignment of M regions with N phrases; float16, bfloat16, float32 or float64.
@@ -54,10 +49,14 @@ def pairwise_interactions(
         phrase_lengths: the same for the N phrases.
         index: "shapley" or "banzhaf".
         p: probability of the Banzhaf index, strictly between 0 and 1. Not used by "shapley".
+        pairs: "cross", regions with phrases; or "all", every two of the M + N players.
+        game: "max-mean", as above; or "maxsim", the late interaction of ColBERT (Khattab and Zaharia, SIGIR 2020),
+            :math:`v(T) = \sum_{j \in T} \max_{i \in T} s_{ij}`, which takes no `col_scores`.
         backend: "auto" (by device), "cpu", "cuda" or "triton".
 
     Returns:
-        Interactions in the unit of the scores, shape and dtype of `scores`. Half types are computed in float32.
+        Interactions in the unit of the scores and in their dtype. "cross": in the shape of `scores`. "all": [B, M + N,
+        M + N] or [M + N, M + N], regions first, symmetric, 0 on the diagonal. Half types are computed in float32.
         A problem that holds NaN or infinity comes back all NaN; other problems are not touched by it (nor is a result
         defined for scores beyond an eighth of what their dtype, or for half types float32, can hold). On a GPU, where
         lengths cannot be checked without waiting for it, a problem with a length out of range comes back all NaN.
@@ -81,67 +80,28 @@ def pairwise_interactions(
                 [-0.2500,  0.7500]])
     """
     probability = check_index(index, p)
-    check_tensor("scores", scores)
-    for name, value in (
-        ("col_scores", col_scores),
-        ("region_lengths", region_lengths),
-        ("phrase_lengths", phrase_lengths),
-    ):
-        if value is not None:
-            check_tensor(name, value)
-    check_no_tangent("scores", scores)
-    check_no_tangent("col_scores", col_scores)
-    resolve_backend(backend, scores.device)
-    if scores.dim() != 2:
-        return _pairwise(scores, col_scores, region_lengths, phrase_lengths, probability, backend)
-    for name, lengths in (("region_lengths", region_lengths), ("phrase_lengths", phrase_lengths)):
-        if lengths is not None:
-            check_lengths(name, lengths, scores.shape[:0], scores.device)
-    batch = [None if x is None else x.unsqueeze(0) for x in (scores, col_scores, region_lengths, phrase_lengths)]
-    return _pairwise(*batch, probability, backend).squeeze(0)
-
-
-def _check(
-    scores: Tensor, cols: Tensor | None, rows_of: Tensor | None, cols_of: Tensor | None, p: float | None
-) -> None:
-    if scores.dim() != 3:
-        raise ValueError(f"scores: expected shape [B, M, N] or [M, N], got {tuple(scores.shape)}")
-    check_floating("scores", scores)
-    if cols is not None:
-        check_like("col_scores", cols, "scores", scores)
-    if rows_of is not None:
-        check_lengths("region_lengths", rows_of, scores.shape[:1], scores.device)
-    if cols_of is not None:
-        check_lengths("phrase_lengths", cols_of, scores.shape[:1], scores.device)
-    M, N = scores.shape[1:]
-    if M * (N + 8) >= MAX_ENTRIES:
-        raise ValueError(f"scores: expected fewer than 2^28 entries a problem, got {M} x {N}")
-    check_probability(p)
-
-
-class _Call:
-    """One call of the native kernels: dense tensors, kept alive, and their addresses."""
-
-    def __init__(
-        self, scores: Tensor, cols: Tensor | None, rows_of: Tensor | None, cols_of: Tensor | None, p: float | None
-    ) -> None:
-        self.scores = scores.contiguous()
-        self.cols = None if cols is None else cols.contiguous()
-        self.rows_of, self.cols_of, self.p = dense_lengths(rows_of), dense_lengths(cols_of), p
-        self.tensors = (self.scores, self.cols, self.rows_of, self.cols_of)
-
-    def native(self) -> _C.PairwiseCall:
-        s, c, m, n = (address(x) for x in self.tensors)
-        B, M, N = self.scores.shape
-        return _C.PairwiseCall(s, c, m, n, B, M, N, dtype_name(self.scores), self.p)
+    check_choice("pairs", pairs, ("cross", "all"))
+    batch = batch_of(scores, col_scores, region_lengths, phrase_lengths, game, backend)
+    result = _pairwise(*batch, probability, game, backend)
+    if pairs == "all":
+        regions, phrases = sides(*batch, probability, game, 2, backend)
+        top, bottom = torch.cat([regions, result], 2), torch.cat([result.mT, phrases], 2)
+        result = torch.cat([top, bottom], 1)
+    return result.squeeze(0) if scores.dim() == 2 else result
 
 
 def _forward(
-    scores: Tensor, cols: Tensor | None, rows_of: Tensor | None, cols_of: Tensor | None, p: float | None, backend: str
+    scores: Tensor,
+    cols: Tensor | None,
+    rows_of: Tensor | None,
+    cols_of: Tensor | None,
+    p: float | None,
+    game: str,
+    backend: str,
 ) -> Tensor:
-    _check(scores, cols, rows_of, cols_of, p)
+    check_games(scores, cols, rows_of, cols_of, p, game)
     chosen = resolve_backend(backend, scores.device)
-    call = _Call(scores, cols, rows_of, cols_of, p)
+    call = Games(scores, cols, rows_of, cols_of, p, game)
     out = torch.empty_like(call.scores)
     if out.numel() == 0:
         return out
@@ -152,7 +112,7 @@ def _forward(
         if chosen == "triton":
             from loupe_ext.triton import pairwise as kernels
 
-            return kernels.forward(*call.tensors, p)
+            return kernels.forward(*call.tensors, p, game)
         native = call.native()
         scratch = out.new_empty(_C.pairwise_scratch_bytes_cuda(native), dtype=torch.uint8)
         _C.pairwise_cuda(native, address(out), address(scratch), current_stream(scores.device))
@@ -166,12 +126,13 @@ def _backward(
     rows_of: Tensor | None,
     cols_of: Tensor | None,
     p: float | None,
+    game: str,
     backend: str,
 ) -> list[Tensor]:
-    _check(scores, cols, rows_of, cols_of, p)
+    check_games(scores, cols, rows_of, cols_of, p, game)
     check_like("grad", grad, "scores", scores)
     chosen = resolve_backend(backend, scores.device)
-    call = _Call(scores, cols, rows_of, cols_of, p)
+    call = Games(scores, cols, rows_of, cols_of, p, game)
     grads = [torch.empty_like(x) for x in (call.scores, call.cols) if x is not None]
     grad = grad.contiguous()
     if grad.numel() == 0:
@@ -184,7 +145,7 @@ def _backward(
         if chosen == "triton":
             from loupe_ext.triton import pairwise as kernels
 
-            return kernels.backward(grad, *call.tensors, p)
+            return kernels.backward(grad, *call.tensors, p, game)
         native = call.native()
         scratch = grad.new_empty(_C.pairwise_scratch_bytes_cuda(native), dtype=torch.uint8)
         _C.pairwise_backward_cuda(native, address(grad), *results, address(scratch), current_stream(scores.device))
@@ -192,9 +153,15 @@ def _backward(
 
 
 def _fake_forward(
-    scores: Tensor, cols: Tensor | None, rows_of: Tensor | None, cols_of: Tensor | None, p: float | None, backend: str
+    scores: Tensor,
+    cols: Tensor | None,
+    rows_of: Tensor | None,
+    cols_of: Tensor | None,
+    p: float | None,
+    game: str,
+    backend: str,
 ) -> Tensor:
-    _check(scores, cols, rows_of, cols_of, p)
+    check_games(scores, cols, rows_of, cols_of, p, game)
     return torch.empty_like(scores, memory_format=torch.contiguous_format)
 
 
@@ -205,23 +172,26 @@ def _fake_backward(
     rows_of: Tensor | None,
     cols_of: Tensor | None,
     p: float | None,
+    game: str,
     backend: str,
 ) -> list[Tensor]:
-    _check(scores, cols, rows_of, cols_of, p)
+    check_games(scores, cols, rows_of, cols_of, p, game)
     check_like("grad", grad, "scores", scores)
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (scores, cols) if x is not None]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.p, ctx.backend = inputs
+    *tensors, ctx.p, ctx.game, ctx.backend = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grads = _pairwise_backward(grad, *ctx.saved_tensors, ctx.p, ctx.backend)
-    return grads[0], grads[1] if len(grads) == 2 else None, None, None, None, None
+    grads = _pairwise_backward(grad, *ctx.saved_tensors, ctx.p, ctx.game, ctx.backend)
+    return grads[0], grads[1] if len(grads) == 2 else None, None, None, None, None, None
 
 
-_arguments = "Tensor scores, Tensor? col_scores, Tensor? region_lengths, Tensor? phrase_lengths, float? p, str backend"
+_arguments = (
+    "Tensor scores, Tensor? col_scores, Tensor? region_lengths, Tensor? phrase_lengths, float? p, str game, str backend"
+)
 _pairwise_backward = register(f"pairwise_backward(Tensor grad, {_arguments}) -> Tensor[]", _backward, _fake_backward)
 _pairwise = register(f"pairwise({_arguments}) -> Tensor", _forward, _fake_forward, _autograd, _setup_context)

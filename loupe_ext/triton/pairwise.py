@@ -6,6 +6,7 @@ its place by binary search: no index has to travel through the sort, and every d
 
 import math
 import struct
+from typing import Any
 
 import torch
 import triton
@@ -16,9 +17,9 @@ MAX_LINE = 4096  # entries; the sort of a line is unrolled
 
 
 @triton.jit
-def _line_law(M, N, k, t, p, log_q, SHAPLEY: tl.constexpr):
-    """a, b and, at the places k of a sorted line, w, v, w_below, v_below (float64, halved); M lines of N entries."""
-    m, n, r = tl.maximum(M, 1).to(tl.float64), tl.maximum(N, 1).to(tl.float64), k.to(tl.float64)
+def line_means(M, N, t, log_q, SHAPLEY: tl.constexpr):
+    """What all lines share: the means over t = 0 .. M-1 of the law's terms, and an empty line's factor (float64)."""
+    m, n = tl.maximum(M, 1).to(tl.float64), tl.maximum(N, 1).to(tl.float64)
     others = tl.maximum(m - 1, 1.0)
     if SHAPLEY:
         term = 1.0 / (n + t.to(tl.float64))
@@ -30,23 +31,37 @@ def _line_law(M, N, k, t, p, log_q, SHAPLEY: tl.constexpr):
         empty = tl.exp((n - 1) * log_q)
     in_mean = tl.sum(tl.where(t < M, term, 0.0)) / m
     lone = tl.where(M > 1, tl.sum(tl.where(t < M, term - last, 0.0)) / (m * others), 0.0)
-    real = (k >= 1) & (k < N)
-    r = tl.where(real, r, 1.0)
+    return in_mean, lone, empty
+
+
+@triton.jit
+def rank_law(M, r, p, log_q, in_mean, lone, SHAPLEY: tl.constexpr):
+    """w and v (float64) of ranks r >= 1."""
+    m = tl.maximum(M, 1).to(tl.float64)
     if SHAPLEY:
         w = 1.0 / (r * (m + r))
         v = tl.where(M > 1, 1.0 / (r * tl.maximum(m + r - 1, 1.0) * (m + r)), 0.0)
     else:
         w = p * tl.exp((r - 1) * log_q) * in_mean
         v = p * tl.exp((r - 1) * log_q) * lone
-    w = tl.where(real, w, 0.0) / 2
-    v = tl.where(real, v, 0.0) / 2
-    w_below = tl.cumsum(w, 0, reverse=True) - w
-    v_below = tl.cumsum(v, 0, reverse=True) - v
-    return empty * in_mean / 2, empty * lone / 2, w, v, w_below, v_below
+    return w, v
 
 
 @triton.jit
-def _find(keys, wanted, ROWS: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr):
+def _line_law(M, N, k, t, p, log_q, share, SHAPLEY: tl.constexpr):
+    """a, b and, at the places k of a sorted line, w, v, w_below, v_below (float64); M lines of N entries."""
+    in_mean, lone, empty = line_means(M, N, t, log_q, SHAPLEY)
+    real = (k >= 1) & (k < N)
+    w, v = rank_law(M, tl.where(real, k.to(tl.float64), 1.0), p, log_q, in_mean, lone, SHAPLEY)
+    w = tl.where(real, w, 0.0) * share
+    v = tl.where(real, v, 0.0) * share
+    w_below = tl.cumsum(w, 0, reverse=True) - w
+    v_below = tl.cumsum(v, 0, reverse=True) - v
+    return empty * in_mean * share, empty * lone * share, w, v, w_below, v_below
+
+
+@triton.jit
+def find(keys, wanted, ROWS: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr):
     """The first place of every `wanted` in its descending row of `keys` [ROWS, P]."""
     place = tl.zeros([ROWS, P], dtype=tl.int32)
     step = P // 2
@@ -74,6 +89,7 @@ def _lines_kernel(
     p_bits,  # of float64: a float argument would arrive in float32
     log_q_bits,
     SHAPLEY: tl.constexpr,
+    MAXSIM: tl.constexpr,
     BACKWARD: tl.constexpr,
     DOUBLE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -89,7 +105,9 @@ def _lines_kernel(
     line = tl.program_id(0) % programs * ROWS + tl.arange(0, ROWS)
     k = tl.arange(0, P)
     p, log_q = p_bits.to(tl.float64, bitcast=True), log_q_bits.to(tl.float64, bitcast=True)
-    a, bb, w, v, w_below, v_below = _line_law(M, N, k, tl.arange(0, LINES_P), p, log_q, SHAPLEY)
+    a, bb, w, v, w_below, v_below = _line_law(
+        M * 0 + 1 if MAXSIM else M, N, k, tl.arange(0, LINES_P), p, log_q, 1.0 if MAXSIM else 0.5, SHAPLEY
+    )
     w, v, w_below, v_below = w.to(compute), v.to(compute), w_below.to(compute), v_below.to(compute)
     a, bb = a.to(compute), bb.to(compute)
 
@@ -101,7 +119,7 @@ def _lines_kernel(
     real = (k[None, :] < N) & (line[:, None] >= 0)
     x = tl.where(real, tl.where(wrong, 0.0, x), float("-inf"))
     x_sorted = tl.sort(x, 1, descending=True)
-    place = _find(x_sorted, x, ROWS, P, LOG_P)
+    place = find(x_sorted, x, ROWS, P, LOG_P)
     if BACKWARD:
         # Among equal scores the lower index comes first: sort the places with the indices that ask for them.
         slot = place * P + k[None, :]
@@ -114,7 +132,7 @@ def _lines_kernel(
         f_above, g_above = tl.cumsum(f, 1) - f, tl.cumsum(g, 1) - g
         slope = f * (a + w_below[None, :]) + g * (bb + v_below[None, :])
         result = slope - (f_above * w[None, :] + g_above * v[None, :])
-        rank = _find(-slot_sorted, -slot, ROWS, P, LOG_P)
+        rank = find(-slot_sorted, -slot, ROWS, P, LOG_P)
         result = tl.gather(result, rank, 1)
         tl.store(f_out + at, tl.where(inside, result, 0.0), mask=(line[:, None] < lines) & (k[None, :] < entries))
     else:
@@ -129,12 +147,14 @@ def _lines_kernel(
         tl.store(g_out + at, tl.where(inside, g, 0.0), mask=within)
 
 
-class _Problem:
+class Problem:
     """One call's sizes, shared by the launches of its two directions."""
 
-    def __init__(self, scores: Tensor, rows_of: Tensor | None, cols_of: Tensor | None, p: float | None) -> None:
+    def __init__(
+        self, scores: Tensor, rows_of: Tensor | None, cols_of: Tensor | None, p: float | None, game: str
+    ) -> None:
         B, M, N = scores.shape
-        self.scores, self.p = scores, p
+        self.scores, self.p, self.maxsim = scores, p, game == "maxsim"
         full = lambda n: torch.full((B,), n, dtype=torch.int64, device=scores.device)  # noqa: E731
         rows, cols = full(M) if rows_of is None else rows_of, full(N) if cols_of is None else cols_of
         self.valid = (rows >= 0) & (rows <= M) & (cols >= 0) & (cols <= N)
@@ -146,29 +166,19 @@ class _Problem:
         )[:, None, :]
         self.bad = torch.zeros(B, dtype=torch.bool, device=scores.device)
 
-    def lines(
-        self, scores: Tensor, by_column: bool, grad: Tensor | None = None, totals: Tensor | None = None
-    ) -> list[Tensor]:
-        """Both numbers of every entry (forward) or its gradient (backward) from one direction's lines."""
-        B, M, N = scores.shape
+    def launch(self, kernel: Any, by_column: bool, *tensors: Tensor, **options: Any) -> None:
+        """Runs a kernel over one direction's lines, and notes which problems hold anything not finite."""
+        B, M, N = self.scores.shape
         lines, entries, steps = (N, M, (1, N)) if by_column else (M, N, (N, 1))
         P, lines_p = max(triton.next_power_of_2(entries), 2), max(triton.next_power_of_2(lines), 2)
         if P > MAX_LINE:
             raise ValueError(f"scores: expected M and N up to {MAX_LINE} for backend 'triton', got {M} x {N}")
         rows = max(1, min(triton.next_power_of_2(lines), 1024 // P))
         programs = triton.cdiv(lines, rows)
-        out = [
-            torch.empty(scores.shape, dtype=self.compute, device=scores.device)
-            for _ in range(1 if grad is not None else 2)
-        ]
-        bad = torch.empty(B, programs, dtype=torch.int32, device=scores.device)
+        bad = torch.empty(B, programs, dtype=torch.int32, device=self.scores.device)
         p_bits, log_q_bits = struct.unpack("<qq", struct.pack("<dd", self.p or 0.5, math.log1p(-(self.p or 0.5))))
-        _lines_kernel[(B * programs,)](
-            scores,
-            scores if grad is None else grad,
-            scores if totals is None else totals,
-            out[0],
-            out[-1],
+        kernel[(B * programs,)](
+            *tensors,
             bad,
             self.cols if by_column else self.rows,
             self.rows if by_column else self.cols,
@@ -178,15 +188,25 @@ class _Problem:
             p_bits,
             log_q_bits,
             SHAPLEY=self.p is None,
-            BACKWARD=grad is not None,
+            MAXSIM=self.maxsim,
             DOUBLE=self.compute == torch.float64,
             ROWS=rows,
             P=P,
             LOG_P=P.bit_length() - 1,
             LINES_P=lines_p,
             num_warps=4 if P < 512 else 8,
+            **options,
         )
         self.bad |= bad.any(1)
+
+    def lines(
+        self, scores: Tensor, by_column: bool, grad: Tensor | None = None, totals: Tensor | None = None
+    ) -> list[Tensor]:
+        """Both numbers of every entry (forward) or its gradient (backward) from one direction's lines."""
+        count = 2 if grad is None else 1
+        out = [torch.empty(scores.shape, dtype=self.compute, device=scores.device) for _ in range(count)]
+        given = scores if grad is None else grad, scores if totals is None else totals
+        self.launch(_lines_kernel, by_column, scores, *given, out[0], out[-1], BACKWARD=grad is not None)
         return out
 
     def finish(self, x: Tensor) -> Tensor:
@@ -196,14 +216,16 @@ class _Problem:
 
 
 def forward(
-    scores: Tensor, cols: Tensor | None, rows_of: Tensor | None, cols_of: Tensor | None, p: float | None
+    scores: Tensor, cols: Tensor | None, rows_of: Tensor | None, cols_of: Tensor | None, p: float | None, game: str
 ) -> Tensor:
     """Interactions [B, M, N] of contiguous scores [B, M, N]; lengths int64 [B] or None; p None: the Shapley index."""
     if scores.numel() == 0:
         return torch.empty_like(scores)
-    problem = _Problem(scores, rows_of, cols_of, p)
-    row_f, row_g = problem.lines(scores, by_column=False)
+    problem = Problem(scores, rows_of, cols_of, p, game)
     col_f, col_g = problem.lines(scores if cols is None else cols, by_column=True)
+    if problem.maxsim:
+        return problem.finish(col_f)
+    row_f, row_g = problem.lines(scores, by_column=False)
     return problem.finish(row_f + col_f - row_g.sum(1, keepdim=True) - col_g.sum(2, keepdim=True))
 
 
@@ -214,12 +236,15 @@ def backward(
     rows_of: Tensor | None,
     cols_of: Tensor | None,
     p: float | None,
+    game: str,
 ) -> list[Tensor]:
     """Gradients of the scores and, if given, of the column scores."""
     if scores.numel() == 0:
         return [torch.empty_like(x) for x in (scores, cols) if x is not None]
-    problem = _Problem(scores, rows_of, cols_of, p)
+    problem = Problem(scores, rows_of, cols_of, p, game)
     real = torch.where(problem.inside, grad, 0).to(problem.compute)
-    by_row = problem.lines(scores, False, real, real.sum(1))[0]
     by_col = problem.lines(scores if cols is None else cols, True, real, real.sum(2))[0]
+    if problem.maxsim:
+        return [problem.finish(by_col)]
+    by_row = problem.lines(scores, False, real, real.sum(1))[0]
     return [problem.finish(x) for x in ([by_row + by_col] if cols is None else [by_row, by_col])]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 _HERE = Path(__file__).parent
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_GAMES = ("max-mean", "maxsim")
 
 
 @functools.cache
@@ -46,16 +47,49 @@ def pairwise(
     phrase_lengths: Tensor | None = None,
     p: float | None = None,
     grad: Tensor | None = None,
+    game: str = "max-mean",
     **environment: str,
 ) -> list[Tensor]:
     """The forward result, or with `grad` the gradients, of csrc/cuda/pairwise.cu on scores [B, M, N]."""
     tensors = [scores, col_scores, region_lengths, phrase_lengths, grad]
-    head = np.array([*scores.shape, _DTYPES.index(scores.dtype), *(x is not None for x in tensors[1:])], dtype=np.int64)
+    out = _run("pairwise.cpp", tensors, p, [_GAMES.index(game), *(x is not None for x in tensors[1:])], environment)
+    return list(out.view(-1, *scores.shape)) if scores.numel() else [torch.empty_like(scores)]
+
+
+def sides(
+    scores: Tensor,
+    col_scores: Tensor | None,
+    region_lengths: Tensor | None,
+    phrase_lengths: Tensor | None,
+    p: float | None,
+    game: str,
+    order: int,
+    grads: tuple[Tensor, ...] | None = None,
+    **environment: str,
+) -> list[Tensor]:
+    """The results for both sides, or with `grads` the scores' gradients, of csrc/cuda/sides.cu on scores [B, M, N]."""
+    tensors = [scores, col_scores, region_lengths, phrase_lengths]
+    head = [_GAMES.index(game), order, *(x is not None for x in tensors[1:]), grads is not None]
+    out = _run("sides.cpp", [*tensors, *(grads or ())], p, head, environment)
+    B, M, N = scores.shape
+    if grads is not None:
+        return list(out.view(-1, *scores.shape)) if scores.numel() else [torch.empty_like(scores)]
+    shapes = [(B, n) if order == 1 else (B, n, n) for n in (M, N)]
+    if not scores.numel():
+        return [scores.new_zeros(shape) for shape in shapes]
+    return [x.view(shape) for x, shape in zip(out.split([math.prod(x) for x in shapes]), shapes, strict=True)]
+
+
+def _run(
+    source: str, tensors: list[Tensor | None], p: float | None, options: list[int], environment: dict[str, str]
+) -> Tensor:
+    scores = tensors[0]
+    assert scores is not None
+    head = np.array([*scores.shape, _DTYPES.index(scores.dtype), *options], dtype=np.int64)
     law = np.array([math.nan if p is None else p])
     stdin = b"".join([head.tobytes(), law.tobytes(), *(_bytes(x) for x in tensors if x is not None)])
-    stdout = run(_HERE / "pairwise.cpp", stdin, environment)
-    out = torch.frombuffer(bytearray(stdout), dtype=scores.dtype) if stdout else scores.new_empty(0)
-    return list(out.view(-1, *scores.shape)) if scores.numel() else [torch.empty_like(scores)]
+    stdout = run(_HERE / source, stdin, environment)
+    return torch.frombuffer(bytearray(stdout), dtype=scores.dtype) if stdout else scores.new_empty(0)
 
 
 def _bytes(x: Tensor) -> bytes:

@@ -1,0 +1,147 @@
+// What the kernels over sorted lines (rows, or columns) share: a block's memory, its lines, and the warps that sort them.
+#pragma once
+
+#include <cmath>
+
+#include "../core/half.h"
+#include "../core/pairwise.h"
+#include "launch.h"
+#include "sort.cuh"
+
+namespace loupe {
+namespace {
+
+template <class T>
+__device__ T warp_sum(T x) {
+  for (int d = 16; d >= 1; d /= 2) x += __shfl_xor_sync(kWarp, x, d, 32);
+  return x;
+}
+
+// LineLaw::of by one warp.
+__device__ LineLaw law_by_warp(int lines, int n, double p, int lane) {
+  LineLaw law = LineLaw::start(lines, n, p);
+  const double last = law.term(lines - 1);
+  double sum = 0, excess = 0;
+  for (int t = lane; t < lines; t += 32) {
+    sum += law.term(t);
+    excess += law.term(t) - last;
+  }
+  law.finish(warp_sum(sum), warp_sum(excess));
+  return law;
+}
+
+template <int width, class T>
+__device__ T sum_of_lanes_after(T x, int lane) {
+  for (int d = 1; d < width; d *= 2) {
+    const T more = __shfl_down_sync(kWarp, x, d, width);
+    if (lane + d < width) x += more;
+  }
+  x = __shfl_down_sync(kWarp, x, 1, width);
+  return lane == width - 1 ? T(0) : x;
+}
+
+template <int width, class T>
+__device__ T sum_of_lanes_before(T x, int lane) {
+  for (int d = 1; d < width; d *= 2) {
+    const T more = __shfl_up_sync(kWarp, x, d, width);
+    if (lane >= d) x += more;
+  }
+  x = __shfl_up_sync(kWarp, x, 1, width);
+  return lane == 0 ? T(0) : x;
+}
+
+// A problem's lines in one direction: entry e of line l is at [l * line_step + e * entry_step] of the tile's matrices.
+template <class T, class Table>
+struct Lines {
+  int count, n, line_step, entry_step;
+  const T* scores;
+  const Table* table;
+  __device__ int at(int line, int entry) const { return line * line_step + entry * entry_step; }
+};
+
+// Sorts every line, a warp or a part of one each, and has sweep(sorted, lines, line, lane, real) called by its lanes.
+template <int W, int I, class T, class Table, class Sweep>
+__device__ void sweep_in_registers(const Lines<T, Table>& lines, const Sweep& sweep) {
+  const int warp = threadIdx.x / 32, warps = blockDim.x / 32, lane = threadIdx.x % W, part = threadIdx.x % 32 / W;
+  for (int first = warp * (32 / W); first < lines.count; first += warps * (32 / W)) {
+    const int line = first + part;
+    const bool real = line < lines.count;
+    RegisterLine<W, I, T> sorted;
+#pragma unroll
+    for (int t = 0; t < I; ++t) {
+      const int k = lane * I + t;
+      sorted.key[t] = {real && k < lines.n ? lines.scores[lines.at(line, k)] : T(-INFINITY), k};
+    }
+    sorted.sort(lane);
+    sweep(sorted, lines, line, lane, real);
+  }
+}
+
+template <class T, class Table, class Sweep>
+__device__ void sweep_lines(const Lines<T, Table>& lines, const Sweep& sweep, Key<T>* keys) {
+  if (lines.n <= 8) return sweep_in_registers<8, 1>(lines, sweep);
+  if (lines.n <= 16) return sweep_in_registers<16, 1>(lines, sweep);
+  if (lines.n <= 32) return sweep_in_registers<32, 1>(lines, sweep);
+  if (lines.n <= 64) return sweep_in_registers<32, 2>(lines, sweep);
+  const int warp = threadIdx.x / 32, warps = blockDim.x / 32, lane = threadIdx.x % 32;
+  int size = 128;
+  while (size < lines.n) size *= 2;
+  for (int line = warp; line < lines.count; line += warps) {
+    MemoryLine<T> sorted{size / 32, keys + warp * size};
+    for (int k = lane; k < size; k += 32)
+      sorted.keys[k] = {k < lines.n ? lines.scores[lines.at(line, k)] : T(-INFINITY), k};
+    sorted.sort(lane);
+    sweep(sorted, lines, line, lane, true);
+    __syncwarp();
+  }
+}
+
+// Where a block keeps its problem: tables and what belongs to lines in shared memory, matrices there or in scratch.
+struct Layout {
+  int stride, entries;       // of a matrix
+  int table;                 // entries of a table's array
+  int keys;                  // of a warp, for lines too long for registers
+  int warps;
+  bool in_shared;
+  int64_t matrix_bytes, shared_bytes;
+
+  template <class T>
+  static Layout of(const PairwiseCall& call, int arrays, int matrices, int64_t more_entries) {
+    Layout x{};
+    const int M = int(call.M), N = int(call.N), longest = M > N ? M : N;
+    x.stride = N | 1;  // odd: the lanes of a warp that walk down a column hit different banks
+    x.entries = M * x.stride;
+    x.table = longest;
+    if (longest > 64)
+      for (x.keys = 128; x.keys < longest;) x.keys *= 2;
+    x.matrix_bytes = ((int64_t(x.entries) * matrices + more_entries) * sizeof(T) + 15) / 16 * 16;
+    const int64_t tables = arrays * int64_t(x.table) * sizeof(T) + 64;
+    const int64_t most = max_shared_bytes() - 1024;  // the driver keeps some
+    x.warps = longest > 64 ? 16 : longest > 16 ? 8 : 4;
+    while (x.warps > 1 && tables + x.warps * x.keys * int64_t(sizeof(Key<T>)) > most) x.warps /= 2;
+    x.shared_bytes = tables + x.warps * x.keys * int64_t(sizeof(Key<T>));
+    if (x.shared_bytes > most)
+      throw std::invalid_argument("scores: expected shorter rows and columns for this GPU's shared memory, got " +
+                                  std::to_string(call.M) + " x " + std::to_string(call.N));
+    x.in_shared = x.shared_bytes + x.matrix_bytes <= most;
+    if (x.in_shared) x.shared_bytes += x.matrix_bytes;
+    return x;
+  }
+  int64_t blocks(int64_t B) const {
+    constexpr int64_t kScratch = int64_t(256) << 20;
+    int64_t most = int64_t(multiprocessors()) * 32;  // a block that does several problems prepares its tables once
+    if (!in_shared) most = most < kScratch / matrix_bytes ? most : kScratch / matrix_bytes;
+    most = most < 1 ? 1 : most;
+    return B < most ? B : most;
+  }
+};
+
+template <class T>
+__device__ T* take(unsigned char*& memory, int64_t count) {
+  T* taken = reinterpret_cast<T*>(memory);
+  memory += (count * sizeof(T) + 7) / 8 * 8;
+  return taken;
+}
+
+}  // namespace
+}  // namespace loupe
