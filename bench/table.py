@@ -55,6 +55,22 @@ def draw_table(times: dict, device: str) -> list[str]:
     return rows
 
 
+def moments_table(times: dict, device: str) -> list[str]:
+    rows = [
+        "| players x channels | forward, us | torch, times as long | and unpacking | backward, us | torch | and unpacking |"
+    ]
+    rows.append("|---|---|---|---|---|---|---|")
+    for d, direction, size, side in times:
+        if (d, direction, side) == (device, "moments", "loupe_ext"):
+            cells = []
+            for way in ("moments", "moments, backward"):
+                ours = times[device, way, size, "loupe_ext"][0]
+                cells.append(f"{ours * 1e6:.0f}")
+                cells += [f"{times[device, way, size, x][0] / ours:.1f} x" for x in ("torch", "torch, unpacking")]
+            rows.append(f"| {size} | {' | '.join(cells)} |")
+    return rows
+
+
 def shapiq_table(times: dict) -> list[str]:
     rows = ["| M x N | shapiq, exact | loupe_ext, a problem | ratio |", "|---|---|---|---|"]
     for device, direction, size, side in times:
@@ -84,6 +100,8 @@ def main(source: str, keep: str | None = None) -> None:
         print("\n".join(batch_table(times, device)), end="\n\n")
         print(f"`sample_coalitions` and `sample_permutations` on {device}, a sample:\n")
         print("\n".join(draw_table(times, device)), end="\n\n")
+        print(f"`coalition_moments` on {device}, 16,384 coalitions, float32, one thread:\n")
+        print("\n".join(moments_table(times, device)), end="\n\n")
     targets = [key for key in times if key[1] == "target"]
     if targets:
         print("`pairwise_interactions`, forward, on other SIMD targets, ns a pair:\n")

@@ -24,6 +24,7 @@ T* pointer(uintptr_t address) {
 }
 
 void bind_coalitions(pybind11::module_& module);
+void bind_moments(pybind11::module_& module);
 void bind_pairwise(pybind11::module_& module);
 
 }  // namespace loupe
