@@ -56,9 +56,7 @@ def draw_table(times: dict, device: str) -> list[str]:
 
 
 def moments_table(times: dict, device: str) -> list[str]:
-    rows = [
-        "| players x channels | forward, us | torch, times as long | and unpacking | backward, us | torch | and unpacking |"
-    ]
+    rows = ["| n x C | forward, us | torch, times as long | unpacking too | backward, us | torch | unpacking too |"]
     rows.append("|---|---|---|---|---|---|---|")
     for d, direction, size, side in times:
         if (d, direction, side) == (device, "moments", "loupe_ext"):

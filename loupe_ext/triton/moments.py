@@ -1,4 +1,4 @@
-"""Moments of coalitions in Triton: a program takes a tile of pairs of one group and channel or, backward, 16 coalitions.
+"""Moments of coalitions in Triton: a program takes a tile of pairs of a group and channel or, backward, 16 coalitions.
 
 Sums of a few samples are added up with the rounding error of every addition kept (Knuth's two-sum), as in CUDA.
 """
