@@ -15,9 +15,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+TESTS = tuple(f"tests/test_{op}.py" for op in ("pairwise", "sides", "coalitions", "moments"))
 WORK = ROOT / "build" / "gpu-check"
-TESTS = ("tests/test_pairwise.py", "tests/test_sides.py", "tests/test_coalitions.py")
-SMALL = "(1x7 or 9x5 or ragged or ties or two-sided or same) and (cuda or triton) and not emulated and not interpreted"
+SMALL = (
+    "(1x7 or 9x5 or ragged or ties or two-sided or same or players) and (cuda or triton) "
+    "and not emulated and not interpreted"
+)
 
 
 def run(*command: object, log: str, cwd: Path = WORK, **environment: str) -> tuple[int, str]:
@@ -77,7 +80,7 @@ def main() -> int:
             *pytest,
             *TESTS,
             "-k",
-            SMALL.replace("(cuda or triton)", "cuda"),
+            SMALL,
         ]
         command = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all", *small]
         status, output = run(*command, log=f"{tool}.log")

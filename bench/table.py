@@ -7,7 +7,11 @@ import json
 import sys
 from pathlib import Path
 
+KEYS = ("device", "direction", "size", "side")
+VALUES = ("seconds", "pairs", "error")
 TITLES = {
+    "moments": "`coalition_moments`, 16,384 coalitions, float32",
+    "explain": "`plan` and `aggregate`: interactions of all pairs, estimated; the time holds the game's own",
     "pairwise": "`pairwise_interactions`, batches of float32 problems",
     "coalitions": "`sample_coalitions` and `sample_permutations`, a sample",
     "values, max-mean": "`shapley_values`, float32, by entry of the scores",
@@ -17,13 +21,13 @@ TITLES = {
 }
 
 
-def medians(report: dict) -> dict[str, dict[tuple[str, ...], tuple[float, int]]]:
-    """op -> (device, direction, size, side) -> median seconds a call, pairs a call."""
+def medians(report: dict) -> dict[str, dict[tuple[str, ...], tuple]]:
+    """op -> (device, direction, size, side) -> median seconds a call, pairs a call, and an estimator's error."""
     found: dict = {}
     for entry in report["benchmarks"]:
         info = entry["extra_info"]
-        key = tuple(info[k] for k in ("device", "direction", "size", "side"))
-        found.setdefault(info["op"], {})[key] = entry["stats"]["median"], info["pairs"]
+        key = tuple(info[k] for k in KEYS)
+        found.setdefault(info["op"], {})[key] = entry["stats"]["median"], info["pairs"], *([info["error"]] if "error" in info else [])
     return found
 
 
@@ -64,6 +68,33 @@ def draw_table(times: dict, device: str) -> list[str]:
     return rows
 
 
+def moments_table(times: dict, device: str) -> list[str]:
+    rows = ["| n x C | forward, us | torch, times as long | unpacking too | backward, us | torch | unpacking too |"]
+    rows.append("|---|---|---|---|---|---|---|")
+    for d, direction, size, side in times:
+        if (d, direction, side) == (device, "moments", "loupe_ext"):
+            cells = []
+            for way in ("moments", "moments, backward"):
+                ours = times[device, way, size, "loupe_ext"][0]
+                cells.append(f"{ours * 1e6:.0f}")
+                cells += [f"{times[device, way, size, x][0] / ours:.1f} x" for x in ("torch", "torch, unpacking")]
+            rows.append(f"| {size} | {' | '.join(cells)} |")
+    return rows
+
+
+def estimate_table(times: dict, device: str) -> list[str]:
+    rows = ["| game, evaluations | by | seconds | times as long | relative error |", "|---|---|---|---|---|"]
+    for d, direction, size, side in sorted(times, key=lambda key: key[2]):
+        if (d, direction) == (device, "estimate"):
+            seconds, evaluations, error = times[d, direction, size, side]
+            ratio = seconds / times[d, direction, size, "loupe_ext"][0]
+            rows.append(f"| {size}, {evaluations:,} | {side} | {seconds:.2g} | {ratio:.2g} x | {error:.1%} |")
+    return rows
+
+
+TABLES = {"coalitions": draw_table, "moments": moments_table, "explain": estimate_table}
+
+
 def shapiq_table(times: dict) -> list[str]:
     rows = ["| M x N | shapiq, exact | loupe_ext, a problem | ratio |", "|---|---|---|---|"]
     for device, direction, size, side in times:
@@ -91,7 +122,7 @@ def main(source: str, keep: str | None = None) -> None:
     for op, times in every.items():
         title = TITLES.get(op, op)
         for device in dict.fromkeys(key[0] for key in times):
-            if (rows := draw_table(times, device) if op == "coalitions" else batch_table(times, device))[2:]:
+            if (rows := TABLES.get(op, batch_table)(times, device))[2:]:
                 print(f"{title}, on {device}:\n")
                 print("\n".join(rows), end="\n\n")
         targets = [key for key in times if key[1] == "target"]
@@ -108,9 +139,9 @@ def main(source: str, keep: str | None = None) -> None:
             print("\n".join(shapiq_table(times)), end="\n\n")
     if keep:
         rows = [
-            {"op": op, **dict(zip(("device", "direction", "size", "side"), key, strict=True)), "seconds": s, "pairs": n}
+            {"op": op, **dict(zip(KEYS, key, strict=True)), **dict(zip(VALUES, values, strict=False))}
             for op, times in every.items()
-            for key, (s, n) in times.items()
+            for key, values in times.items()
         ]
         Path(keep).parent.mkdir(parents=True, exist_ok=True)
         Path(keep).write_text(json.dumps({**about, "medians": rows}, indent=1) + "\n")

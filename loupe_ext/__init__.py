@@ -1,6 +1,7 @@
 """Exact game-theoretic interactions for vision-language models, and LOUPE (NeurIPS 2022) built on them."""
 
 from loupe_ext.ops import (
+    coalition_moments,
     pack_coalitions,
     pairwise_interactions,
     sample_coalitions,
@@ -13,6 +14,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "__version__",
+    "coalition_moments",
     "pack_coalitions",
     "pairwise_interactions",
     "sample_coalitions",

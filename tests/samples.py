@@ -5,6 +5,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from loupe_ext import pack_coalitions
+
 
 @dataclasses.dataclass
 class Pairs:
@@ -82,3 +84,12 @@ def pairs_problems(small: bool = False) -> list[Pairs]:
         Pairs("1024x5", random_pairs(1, 1024, 5)),
         Pairs("maxsim-49x30", random_pairs(3, 49, 30), game="maxsim"),
     ]
+
+
+def random_coalitions(S: int, n: int, seed: int = 0) -> Tensor:
+    """Packed coalitions of every size, with random bits beyond player n - 1."""
+    generator = torch.Generator().manual_seed(seed)
+    words = (n + 63) // 64
+    masks = torch.rand(S, 64 * words, generator=generator) < torch.rand(S, 1, generator=generator)
+    masks[:, n:] = torch.rand(S, 64 * words - n, generator=generator) < 0.5
+    return pack_coalitions(masks)

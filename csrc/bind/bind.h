@@ -27,6 +27,7 @@ struct PairwiseCall;
 void check_lengths(const PairwiseCall& call);  // of a call whose tensors are on the CPU
 
 void bind_coalitions(pybind11::module_& module);
+void bind_moments(pybind11::module_& module);
 void bind_pairwise(pybind11::module_& module);
 void bind_sides(pybind11::module_& module);
 

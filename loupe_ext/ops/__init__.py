@@ -1,10 +1,12 @@
 """One file an op: its public function, its checks, its registration with PyTorch."""
 
 from loupe_ext.ops.coalitions import pack_coalitions, sample_coalitions, sample_permutations, unpack_coalitions
+from loupe_ext.ops.moments import coalition_moments
 from loupe_ext.ops.pairwise import pairwise_interactions
 from loupe_ext.ops.sides import shapley_values
 
 __all__ = [
+    "coalition_moments",
     "pack_coalitions",
     "pairwise_interactions",
     "sample_coalitions",

@@ -104,3 +104,23 @@ def sample(what: str, *numbers: int) -> Tensor:
     dtype, size = (torch.int64, (players + 63) // 64) if what == "coalitions" else (torch.int32, players)
     out = torch.frombuffer(bytearray(stdout), dtype=dtype) if stdout else torch.empty(0, dtype=dtype)
     return out.view(problems, samples, size)
+
+
+def moments(
+    coalitions: Tensor,
+    values: Tensor,
+    n: int,
+    offsets: Tensor | None = None,
+    grad: Tensor | None = None,
+    **environment: str,
+) -> Tensor:
+    """The moments [C, G, n, n] of values [C, S], or with `grad` their gradient, of csrc/cuda/moments.cu."""
+    groups = 1 if offsets is None else len(offsets) - 1
+    numbers = [*values.shape, groups, n, _DTYPES.index(values.dtype), offsets is not None, grad is not None]
+    head = np.array([int(x) for x in numbers], dtype=np.int64)
+    given = (coalitions, offsets, values if grad is None else grad)
+    stdin = b"".join([head.tobytes(), *(_bytes(x) for x in given if x is not None)])
+    shape = (values.shape[0], groups, n, n) if grad is None else values.shape
+    if values.numel() == 0 or groups == 0:
+        return torch.zeros(shape, dtype=values.dtype)
+    return torch.frombuffer(bytearray(run(_HERE / "moments.cpp", stdin, environment)), dtype=values.dtype).view(shape)

@@ -17,6 +17,10 @@ struct Memory {
     read(data.get(), bytes);
     return *this;
   }
+  template <class T>
+  T* as() const {
+    return reinterpret_cast<T*>(data.get());
+  }
   void write() const { std::fwrite(data.get(), 1, bytes, stdout); }
   size_t bytes;
   std::unique_ptr<unsigned char[]> data;

@@ -17,8 +17,8 @@ int main() {
   if (head[8]) grad.filled();
   const loupe::PairwiseCall call{scores.data.get(),
                                  head[5] ? cols.data.get() : nullptr,
-                                 head[6] ? reinterpret_cast<int64_t*>(regions.data.get()) : nullptr,
-                                 head[7] ? reinterpret_cast<int64_t*>(phrases.data.get()) : nullptr,
+                                 head[6] ? regions.as<int64_t>() : nullptr,
+                                 head[7] ? phrases.as<int64_t>() : nullptr,
                                  B, head[1], head[2], loupe::DType(head[3]), p, loupe::Game(head[4])};
   Memory scratch(loupe::pairwise_scratch_bytes_cuda(call));
   if (head[8])
