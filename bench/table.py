@@ -27,7 +27,11 @@ def medians(report: dict) -> dict[str, dict[tuple[str, ...], tuple]]:
     for entry in report["benchmarks"]:
         info = entry["extra_info"]
         key = tuple(info[k] for k in KEYS)
-        found.setdefault(info["op"], {})[key] = entry["stats"]["median"], info["pairs"], *([info["error"]] if "error" in info else [])
+        found.setdefault(info["op"], {})[key] = (
+            entry["stats"]["median"],
+            info["pairs"],
+            *([info["error"]] if "error" in info else []),
+        )
     return found
 
 

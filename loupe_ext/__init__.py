@@ -1,5 +1,6 @@
 """Exact game-theoretic interactions for vision-language models, and LOUPE (NeurIPS 2022) built on them."""
 
+from loupe_ext.explain import Interactions, Plan, aggregate, interactions, plan
 from loupe_ext.ops import (
     coalition_moments,
     pack_coalitions,
@@ -13,10 +14,15 @@ from loupe_ext.ops import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Interactions",
+    "Plan",
     "__version__",
+    "aggregate",
     "coalition_moments",
+    "interactions",
     "pack_coalitions",
     "pairwise_interactions",
+    "plan",
     "sample_coalitions",
     "sample_permutations",
     "shapley_values",

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def needs(package: str) -> Iterator[None]:
-    """Turn a failed import of a package of the [train] extra into a message that says what to install."""
+def needs(package: str, install: str = "'loupe-ext[train]'") -> Iterator[None]:
+    """Turn a failed import of an optional package into a message that says what to install."""
     try:
         yield
     except ImportError as error:
-        raise ImportError(f"{package} is needed here: pip install 'loupe-ext[train]' ({error})") from error
+        raise ImportError(f"{package} is needed here: pip install {install} ({error})") from error

@@ -1,0 +1,254 @@
+"""From the values of a plan's coalitions to interactions with standard errors."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from loupe_ext.explain import surrogate
+from loupe_ext.explain.plan import Group, Plan, pattern_weights, walk_orders
+from loupe_ext.explain.results import Interactions
+from loupe_ext.games import Game
+from loupe_ext.ops import coalition_moments, unpack_coalitions
+
+
+def aggregate(
+    plan: Plan, values: Tensor, *, control: Game | None = None, fit: bool = True, players: list[str] | None = None
+) -> Interactions:
+    r"""Values of all players and interactions of all pairs, from the values of a plan's coalitions.
+
+    The estimate of a group of coalitions (those of one size) is a difference of means, over the coalitions that hold
+    both players, one of them, and neither; the sum over sizes, weighted by the index's law, is unbiased, and exact
+    where all coalitions of a size were evaluated. Two control variates make its error smaller:
+
+    - `fit`: of the sizes that were sampled, a game with pair terms is fitted to one half of the coalitions and
+      subtracted on the other; its own interactions are known and added back. Fit and use on different halves keep the
+      estimate unbiased. (Stratified designs.)
+    - `control`: a game with known interactions is subtracted, times a coefficient, and added back. The coefficient is
+      that of least squares over all coalitions; its bias is of the order of one over their number.
+
+    Args:
+        plan: what `loupe_ext.plan` returned.
+        values: [S] or [C, S] of the plan's coalitions, in their order; a floating dtype. C games share the plan.
+        control: a game of the same players that knows its values and interactions in closed form.
+        fit: whether to fit the surrogate.
+        players: names of the players; None: "0", "1", ...
+
+    Returns:
+        `Interactions`, with float64 values [n] or [C, n] and pairs [n, n] or [C, n, n] and standard errors of the same
+        shapes (0 where the result is exact, NaN where nothing is known about them). A pair that was never evaluated is
+        NaN. A NaN value makes its own game's results NaN.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, shape or value.
+    """
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan: expected a Plan, got {type(plan).__name__}")
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"values: expected a floating tensor, got {got}")
+    if values.dim() not in (1, 2) or values.shape[-1] != len(plan):
+        raise ValueError(f"values: expected shape [{len(plan)}] or [C, {len(plan)}], got {tuple(values.shape)}")
+    if players is not None and len(players) != plan.n:
+        raise ValueError(f"players: expected {plan.n} names, got {len(players)}")
+    y = values.detach().to("cpu", torch.float64).reshape(-1, len(plan))
+    y = y - y[:, :1]  # differences alone matter; large common values would cost digits
+    known = None
+    if control is not None:
+        known, y = _subtract_control(plan, y, control)
+    if plan.groups:
+        mean, variance = _by_groups(plan, y, fit)
+    else:
+        mean, variance = (_by_walks if plan.pairs is None else _by_pair_walks)(plan, y)
+    if known is not None:
+        mean = mean + known
+    error = variance.clamp(min=0).sqrt()
+    one = values.dim() == 1
+    mean, error = (x[0] if one else x for x in (mean, error))
+    off = ~torch.eye(plan.n, dtype=torch.bool)
+    return Interactions(
+        values=mean.diagonal(dim1=-2, dim2=-1).clone(),
+        pairs=mean.masked_fill(~off, 0),
+        value_errors=error.diagonal(dim1=-2, dim2=-1).clone(),
+        pair_errors=error.masked_fill(~off, 0),
+        players=tuple(players or map(str, range(plan.n))),
+        index=plan.index,
+        p=plan.p,
+        method="exact, all coalitions" if all(g.exhaustive for g in plan.groups) and plan.groups else plan.design,
+        evaluations=len(plan),
+    )
+
+
+def _subtract_control(plan: Plan, y: Tensor, control: Game) -> tuple[Tensor, Tensor]:
+    """The control's part of the result [C, n, n], and the values without it.
+
+    The coefficient is fitted to the coalitions that were sampled, less the mean of their group.
+    """
+    if control.n != plan.n:
+        raise ValueError(f"control: expected a game of {plan.n} players, got one of {control.n}")
+    exact = control.exact(plan.index, plan.p)
+    if exact is None:
+        raise ValueError("control: expected a game that knows its interactions in closed form")
+    h = torch.cat([control(plan.masks(part)).double() for part in plan.split(1 + len(plan) // 4096)])
+    groups = [g for g in plan.groups if not g.exhaustive] or [Group(None, 0, len(plan))]
+    covariance, variance = y.new_zeros(len(y)), y.new_zeros(())
+    for g in groups:
+        a, b = y[:, g.start : g.stop], h[g.start : g.stop]
+        if len(b):
+            b = b - b.mean()
+            covariance, variance = covariance + (a * b).sum(1), variance + b.square().sum()
+    slope = covariance / variance.clamp(min=1e-300)
+    return slope[:, None, None] * exact, y - slope[:, None] * h
+
+
+def _by_groups(plan: Plan, y: Tensor, fit: bool) -> tuple[Tensor, Tensor]:
+    """Interactions [C, n, n], values on the diagonal, and their variances."""
+    groups, known = list(plan.groups), y.new_zeros(len(y), plan.n, plan.n)
+    if fit and plan.design == "stratified":
+        groups, known, y = _cross_fit(plan, y)
+    pairs, values = pattern_weights(plan)
+    if plan.design == "bernoulli":
+        pairs, values = torch.ones(1, 3, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)
+    mean, variance = known, torch.zeros_like(known)
+    for at, group in enumerate(groups):
+        if group.mirror is not None and group.mirror < at:
+            continue  # done with its mirror
+        here = _Means(plan, y, group, pairs[group.size or 0], values[group.size or 0])
+        mean, variance = mean + here.estimate(), variance + here.variance()
+        if group.mirror is not None:
+            other = groups[group.mirror]
+            there = _Means(plan, y, other, pairs[other.size or 0], values[other.size or 0])
+            mean, variance = mean + there.estimate(), variance + there.variance() + 2 * here.covariance(there)
+    return mean, variance
+
+
+class _Means:
+    """Means of a group's values over the coalitions that hold two players both, one of them, or neither.
+
+    Four of them, [4, C, n, n], with the players in rows and columns: both, the row's alone, the column's alone,
+    neither. Their signed weights are those of the interaction, and on the diagonal, where only the first and the last
+    have coalitions, those of the value.
+    """
+
+    def __init__(self, plan: Plan, y: Tensor, group: Group, pairs: Tensor, values: Tensor) -> None:
+        self.y, self.group = y[:, group.start : group.stop], group
+        self.coalitions, self.n = plan.coalitions[group.start : group.stop], plan.n
+        both, one, none = (group.share * pairs).tolist()
+        having, lacking = (group.share * values).tolist()
+        diagonal = torch.eye(plan.n, dtype=torch.float64)
+        weights = ((both, having), (-one, 0.0), (-one, 0.0), (none, -lacking))
+        self.weights = torch.stack([w * (1 - diagonal) + v * diagonal for w, v in weights])[:, None]
+        self.counts, self.sums = self.split(torch.cat([torch.ones_like(self.y[:1]), self.y])).tensor_split([1], 1)
+        level = self.y.sum(1)[:, None, None] / max(1, len(self.coalitions))
+        self.means = torch.where(self.counts > 0, self.sums / self.counts.clamp(min=1), level)
+
+    def split(self, channels: Tensor) -> Tensor:
+        """Sums of channels [K, S] over the four kinds of coalitions: [4, K, n, n]."""
+        both = coalition_moments(self.coalitions, channels, self.n)
+        alone = both.diagonal(dim1=1, dim2=2)[:, :, None] - both
+        return torch.stack([both, alone, alone.mT, channels.sum(1)[:, None, None] - both - alone - alone.mT])
+
+    def estimate(self) -> Tensor:
+        return (self.weights * self.means).sum(0)
+
+    def variance(self) -> Tensor:
+        """Of the estimate. A kind with fewer than two coalitions gets the variance of the whole group."""
+        if self.group.exhaustive:
+            return torch.zeros_like(self.means[0])
+        squares = self.split(self.y.square()) - self.counts * self.means.square()
+        whole = self.y.var(1) if self.y.shape[1] > 1 else torch.full_like(self.y[:, 0], torch.nan)
+        within = torch.where(
+            self.counts > 1, squares.clamp(min=0) / (self.counts - 1).clamp(min=1), whole[:, None, None]
+        )
+        return (self.weights.square() * within / self.counts.clamp(min=1)).sum(0)
+
+    def covariance(self, mirror: "_Means") -> Tensor:
+        """Of the estimate with that of the complements: who is in a coalition is out of its complement."""
+        theirs = mirror.means.flip(0)
+        products = self.split(self.y * mirror.y) - self.counts * self.means * theirs
+        within = torch.where(self.counts > 1, products / ((self.counts - 1) * self.counts).clamp(min=1), 0)
+        return (self.weights * mirror.weights.flip(0) * within).sum(0)
+
+
+def _cross_fit(plan: Plan, y: Tensor) -> tuple[list[Group], Tensor, Tensor]:
+    """Sampled groups cut in two, what the surrogates contribute [C, n, n], and the values less the other half's fit."""
+    sampled = [group for group in plan.groups if not group.exhaustive and group.stop - group.start > 1]
+    folds = [
+        [slice(g.start + (g.stop - g.start) * f // 2, g.start + (g.stop - g.start) * (f + 1) // 2) for g in sampled]
+        for f in (0, 1)
+    ]
+    here = [torch.cat([torch.arange(s.start, s.stop) for s in fold]) if fold else torch.arange(0) for fold in folds]
+    masks = [unpack_coalitions(plan.coalitions[where], plan.n) for where in here]
+    fits = [surrogate.fit(m, y[:, where]) if len(where) else None for m, where in zip(masks, here, strict=True)]
+    known = y.new_zeros(len(y), plan.n, plan.n)
+    if fits[0] is None or fits[1] is None:
+        return list(plan.groups), known, y
+    y = y.clone()
+    for f, other in ((0, fits[1]), (1, fits[0])):
+        y[:, here[f]] -= other.values(masks[f])
+        for group in sampled:
+            assert group.size is not None
+            known += 0.5 * group.share * other.contributions(plan, group.size)
+    halved: list[Group] = []
+    place = {}
+    for at, group in enumerate(plan.groups):
+        place[at] = len(halved)
+        if group in sampled:
+            middle = group.start + (group.stop - group.start) // 2
+            halved.append(replace(group, stop=middle, share=group.share / 2))
+            halved.append(replace(group, start=middle, share=group.share / 2))
+        else:
+            halved.append(group)
+    for at, group in enumerate(plan.groups):
+        if group.mirror is not None:
+            for f in range(1 + (group in sampled)):
+                halved[place[at] + f] = replace(halved[place[at] + f], mirror=place[group.mirror] + f)
+    return halved, known, y
+
+
+def _by_walks(plan: Plan, y: Tensor) -> tuple[Tensor, Tensor]:
+    """From the permutation design: marginal contributions of all players, and interactions of neighbours."""
+    n, orders = plan.n, walk_orders(plan)
+    inner = y[:, 2:].view(len(y), len(orders), 2 * n - 2)
+    empty, full = (y[:, k, None, None].expand(-1, len(orders), 1) for k in (0, 1))
+    before = torch.cat([empty, inner[..., : n - 1], full], 2)  # prefixes 0..n
+    steps = before.diff(dim=2)
+    alone = inner[..., n - 1 :] - before[..., : n - 1]  # what the next but one adds without the next
+    gains = steps[..., 1:] - alone
+    singles = torch.zeros_like(steps).scatter_(2, orders.expand_as(steps), steps)
+    cells = torch.minimum(orders[:, 1:], orders[:, :-1]) * n + torch.maximum(orders[:, 1:], orders[:, :-1])
+    if plan.antithetic:  # a reversed walk has the same neighbours, from the other end
+        singles = (singles[:, 0::2] + singles[:, 1::2]) / 2
+        gains, cells = (gains[:, 0::2] + gains[:, 1::2].flip(2)) / 2, cells[0::2]
+    gains, cells = gains.flatten(1), cells.flatten()
+    count, total, square = (
+        torch.zeros(len(x), n * n, dtype=torch.float64).index_add_(1, cells, x)
+        for x in (torch.ones_like(gains[:1]), gains, gains.square())
+    )
+    mean, variance = _mean_and_variance(count, total, square)
+    mean, variance = (x.view(-1, n, n).triu(1) for x in (mean, variance))
+    mean, variance = mean + mean.mT, variance + variance.mT
+    mean.diagonal(dim1=1, dim2=2).copy_(singles.mean(1))
+    variance.diagonal(dim1=1, dim2=2).copy_(singles.var(1) / singles.shape[1])
+    return mean, variance
+
+
+def _by_pair_walks(plan: Plan, y: Tensor) -> tuple[Tensor, Tensor]:
+    """From walks around chosen pairs: their interactions, and NaN elsewhere."""
+    assert plan.pairs is not None
+    neither, first, second, both = y.view(len(y), len(plan.pairs), -1, plan.n - 1, 4).unbind(-1)
+    found = (both - first - second + neither).mean(-1)  # over the sizes: [C, pairs, walks]
+    if plan.antithetic:
+        found = (found[..., 0::2] + found[..., 1::2]) / 2
+    mean, variance = torch.full((2, len(y), plan.n, plan.n), torch.nan, dtype=torch.float64)
+    i, j = torch.tensor(plan.pairs).T
+    mean[:, i, j] = mean[:, j, i] = found.mean(-1)
+    variance[:, i, j] = variance[:, j, i] = found.var(-1) / found.shape[-1]
+    return mean, variance
+
+
+def _mean_and_variance(count: Tensor, total: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of observations, NaN where there is none, and its variance, NaN where there are not two."""
+    mean = total / count
+    spread = (square - count * mean.square()).clamp(min=0) / (count - 1).clamp(min=1)
+    return mean, torch.where(count > 1, spread / count, torch.nan)

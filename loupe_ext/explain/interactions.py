@@ -1,0 +1,52 @@
+"""Interactions of a game, by the best way it has."""
+
+import torch
+
+from loupe_ext.explain.aggregate import aggregate
+from loupe_ext.explain.plan import plan
+from loupe_ext.explain.results import Interactions
+from loupe_ext.games import Game
+from loupe_ext.ops._checks import check_choice, check_index
+
+METHODS = ("auto", "closed form", "stratified", "bernoulli", "permutation")
+
+
+def interactions(
+    game: Game,
+    *,
+    index: str = "shapley",
+    p: float = 0.5,
+    method: str = "auto",
+    budget: int = 2**14,
+    seed: int = 0,
+    control: Game | None = None,
+) -> Interactions:
+    """Values of all players of a game and interactions of all pairs.
+
+    Args:
+        game: `MaxMean`, `MaxSim`, `LateInteraction`, `PooledCosine`, `Function` of `loupe_ext.games`, or your own.
+        index: "shapley" or "banzhaf" (with `p`).
+        method: "auto": the closed form where the game has one, else "stratified"; or one of "closed form",
+            "stratified", "bernoulli", "permutation" (designs of `plan`). The result says which it was.
+        budget: evaluations of the game at most, where there is no closed form. From 2^n on, the result is exact.
+        seed: of the coalitions.
+        control: a game with known interactions that resembles this one, to make errors smaller (see `aggregate`).
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or value; the game has no closed form.
+    """
+    if not isinstance(game, Game):
+        raise TypeError(f"game: expected a Game (wrap a function in games.Function), got {type(game).__name__}")
+    check_index(index, p)
+    check_choice("method", method, METHODS)
+    known = game.exact(index, p) if method in ("auto", "closed form") else None
+    if known is None and method == "closed form":
+        raise ValueError(f"method: expected another than 'closed form', which {type(game).__name__} does not have")
+    if known is None:
+        design = "stratified" if method == "auto" else method
+        planned = plan(game.n, budget, index=index, p=p, design=design, seed=seed)
+        worth = torch.cat([game(planned.masks(part)) for part in planned.split(1 + len(planned) // 2**14)])
+        return aggregate(planned, worth, control=control, players=list(game.players))
+    values = known.diagonal().clone()
+    pairs = known - torch.diag(values)
+    return Interactions(values, pairs, torch.zeros_like(values), torch.zeros_like(pairs), game.players, index, p)

@@ -1,0 +1,127 @@
+"""Interactions of a game, as a result that can be read, kept and shown."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loupe_ext.extras import needs
+
+_TENSORS = ("values", "pairs", "value_errors", "pair_errors")
+
+
+@dataclass(frozen=True, eq=False)
+class Interactions:
+    """Values of the players of a game and interactions of its pairs.
+
+    Attributes:
+        values: [n] (or [C, n], of C games): the Shapley (Banzhaf) value of each player.
+        pairs: [n, n] (or [C, n, n]), symmetric, 0 on the diagonal: the interaction of each pair.
+        value_errors, pair_errors: their standard errors; 0 where exact, NaN where unknown.
+        players: names of the players.
+        index, p: "shapley", or "banzhaf" with its probability.
+        method: how they were found.
+        evaluations: how often the game was evaluated; 0 for a closed form.
+    """
+
+    values: Tensor
+    pairs: Tensor
+    value_errors: Tensor
+    pair_errors: Tensor
+    players: tuple[str, ...]
+    index: str = "shapley"
+    p: float = 0.5
+    method: str = "exact, closed form"
+    evaluations: int = 0
+
+    @property
+    def n(self) -> int:
+        return len(self.players)
+
+    def __repr__(self) -> str:
+        law = self.index if self.index == "shapley" else f"{self.index}, p={self.p}"
+        games = f"{len(self.values)} games, " if self.values.dim() == 2 else ""
+        return f"Interactions({games}{self.n} players, {law}, {self.method}, {self.evaluations} evaluations)"
+
+    def top(self, k: int = 10) -> list[tuple[str, str, float]]:
+        """The `k` pairs whose interactions are largest in size, as (player, player, interaction). NaN last."""
+        self._one_game()
+        i, j = torch.triu_indices(self.n, self.n, 1)
+        order = self.pairs[i, j].abs().nan_to_num(-1.0).argsort(descending=True, stable=True)[:k]
+        return [
+            (self.players[a], self.players[b], self.pairs[a, b].item()) for a, b in zip(i[order], j[order], strict=True)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists."""
+        tensors = {name: getattr(self, name).tolist() for name in _TENSORS}
+        rest = {"players": list(self.players), "index": self.index, "p": self.p}
+        return {**rest, "method": self.method, "evaluations": self.evaluations, **tensors}
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> "Interactions":
+        """The reverse of `to_dict`."""
+        tensors = {name: torch.tensor(stored[name], dtype=torch.float64) for name in _TENSORS}
+        return cls(**{**stored, "players": tuple(stored["players"]), **tensors})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as JSON, in one piece. Every digit is kept."""
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        partial.write_text(json.dumps(self.to_dict()))
+        os.replace(partial, target)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Interactions":
+        """What `save` wrote."""
+        stored = json.loads(Path(path).read_text())
+        try:
+            return cls.from_dict(stored)
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"path: expected saved interactions, got {path} ({error})") from error
+
+    def to_shapiq(self) -> Any:
+        """As shapiq's `InteractionValues` of order 2: "SII" (Shapley) or "BII" (Banzhaf, p = 1/2)."""
+        self._one_game()
+        if self.index == "banzhaf" and self.p != 0.5:
+            raise ValueError(f"p: expected 0.5, the Banzhaf index that shapiq knows, got {self.p}")
+        with needs("shapiq", "shapiq"):
+            import numpy as np
+            from shapiq import InteractionValues
+        singles = {(i,): self.values[i].item() for i in range(self.n)}
+        doubles = {(i, j): self.pairs[i, j].item() for i in range(self.n) for j in range(i + 1, self.n)}
+        lookup = {players: at for at, players in enumerate([*singles, *doubles])}
+        return InteractionValues(
+            values=np.array([*singles.values(), *doubles.values()]),
+            index="SII" if self.index == "shapley" else "BII",
+            max_order=2,
+            min_order=1,
+            n_players=self.n,
+            interaction_lookup=lookup,
+            estimated=not self.method.startswith("exact"),
+            estimation_budget=self.evaluations,
+            baseline_value=0.0,
+        )
+
+    def plot(self, axes: Any = None) -> Any:
+        """A heat map of the pairs with the values on the diagonal, on matplotlib's `axes` (None: new ones)."""
+        self._one_game()
+        with needs("matplotlib"):
+            import matplotlib.pyplot as plt
+        if axes is None:
+            _, axes = plt.subplots(layout="constrained")
+        shown = self.pairs + torch.diag(self.values)
+        limit = shown.nan_to_num().abs().max().item() or 1.0
+        picture = axes.imshow(shown.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
+        axes.set_xticks(range(self.n), self.players, rotation=90)
+        axes.set_yticks(range(self.n), self.players)
+        axes.figure.colorbar(picture, ax=axes, label="interaction; on the diagonal: value")
+        return axes
+
+    def _one_game(self) -> None:
+        if self.values.dim() != 1:
+            raise ValueError(f"interactions: expected those of one game, got {len(self.values)} games")
