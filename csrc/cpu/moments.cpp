@@ -20,6 +20,7 @@ constexpr int kLanesOfWord = 64;
 constexpr int64_t kBlock = 2048;                        // samples of a backward block
 
 typedef double Table[(1 << kStrip) * kLanesOfWord];
+typedef double Totals[kStrip][kLanesOfWord];
 
 #ifndef __AVX512F__
 struct LaneMasks {
@@ -105,20 +106,33 @@ void for_octets(int octets, const Work& work) {
 
 // Takes the strip's players out of the patterns one by one, the last first: the upper half of the rows holds the player,
 // and is then added to the lower half, which is the table without it.
-template <class Emit>
-void sum_patterns(const Strip& strip, double* table, const Emit& emit) {
+void sum_patterns(const Strip& strip, double* table, Totals& totals) {
   const int width = strip.width();
   for (int r = strip.count - 1; r >= 0; --r) {
     const int half = width << r;
-    double total[kLanesOfWord] = {};
+    double* total = totals[r];
+    std::fill_n(total, width, 0.0);
     for (int p = 0; p < half; p += width)
       for (int l = 0; l < width; ++l) {
         const double with = table[half + p + l];
         total[l] += with;
         table[p + l] += with;
       }
-    emit(strip.first + r, total);
   }
+}
+
+// The upper triangle and, the same bits, the lower.
+template <class In>
+void write_totals(const Strip& strip, const Totals& totals, int n, In* moments) {
+  const int lane_end = std::min(n, strip.lane_first + strip.width());
+  const auto total = [&](int r, int j) {
+    return Storage<In>::narrow(typename Storage<In>::Compute(totals[r][j - strip.lane_first]));
+  };
+  for (int r = 0; r < strip.count; ++r)
+    for (int j = std::max(strip.first + r, strip.lane_first); j < lane_end; ++j)
+      moments[int64_t(strip.first + r) * n + j] = total(r, j);
+  for (int j = std::max(strip.first + 1, strip.lane_first); j < lane_end; ++j)
+    for (int r = 0; r < std::min(strip.count, j - strip.first); ++r) moments[int64_t(j) * n + strip.first + r] = total(r, j);
 }
 
 // The rows of every pattern from its players' rows player(r)[lane].
@@ -152,11 +166,9 @@ void forward(const MomentsCall& call, const In* values, In* out, int threads) {
             add_values<octets.value>(strip, call.coalitions + rows.begin * words, words, values + c * call.S + rows.begin,
                                      rows.end - rows.begin, table);
           });
-          sum_patterns(strip, table, [&](int i, const double* total) {
-            for (int j = std::max(i, strip.lane_first); j < std::min(n, strip.lane_first + strip.width()); ++j)
-              moments[int64_t(i) * n + j] = moments[int64_t(j) * n + i] =
-                  Storage<In>::narrow(typename Storage<In>::Compute(total[j - strip.lane_first]));
-          });
+          Totals totals;
+          sum_patterns(strip, table, totals);
+          write_totals(strip, totals, n, moments);
         });
       }
     };
