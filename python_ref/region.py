@@ -1,6 +1,6 @@
 """Interactions of regions (coalitions of an image's patches), in plain PyTorch.
 
-The interaction of a region R of n patches (LOUPE, Li et al., NeurIPS 2022, section 3.2), T inside the patches outside R:
+The interaction of a region R of n patches (LOUPE, Li et al., NeurIPS 2022, section 3.2), over sets T of the others:
 
     I(R) = E_T[ v(T+R) - sum_{i in R} v(T+i) + (|R|-1) v(T) ]
 
@@ -74,7 +74,7 @@ def late_interactions(
 
     where w_r is the probability that u_r is the coalition's maximum and e that the coalition is empty.
     """
-    B, n, N = scores.shape
+    B, _, N = scores.shape
     words = torch.full((B,), N) if text_lengths is None else text_lengths
     out = scores.new_zeros(regions.shape[:2])
     for b in range(B):
@@ -88,7 +88,9 @@ def late_interactions(
                 chance = torch.full_like(size, 1 / (m + 1))
                 weight, empty = 1 / (size[1:] * (size[1:] + 1)), 1 / (m + 1)
             else:
-                ways = torch.lgamma(torch.tensor(m + 1.0).double()) - torch.lgamma(size + 1) - torch.lgamma(m - size + 1)
+                ways = (
+                    torch.lgamma(torch.tensor(m + 1.0).double()) - torch.lgamma(size + 1) - torch.lgamma(m - size + 1)
+                )
                 chance = (ways.exp() * p**size * (1 - p) ** (m - size)).double()
                 weight, empty = p * (1 - p) ** (size[1:] - 1), (1 - p) ** m
             best = s.amax(-1)

@@ -25,5 +25,6 @@ T* pointer(uintptr_t address) {
 
 void bind_coalitions(pybind11::module_& module);
 void bind_pairwise(pybind11::module_& module);
+void bind_region(pybind11::module_& module);
 
 }  // namespace loupe

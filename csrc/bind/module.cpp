@@ -18,4 +18,5 @@ PYBIND11_MODULE(_C, module) {
   module.def("set_cpu_target", &set_cpu_target, pybind11::arg("target"), "Choose another of cpu_targets().");
   bind_coalitions(module);
   bind_pairwise(module);
+  bind_region(module);
 }

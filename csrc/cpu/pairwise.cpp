@@ -7,23 +7,14 @@
 
 #include <limits>
 #include <memory>
-#include <new>
 
 #include "../core/half.h"
+#include "buffer.h"
 #include "lanes.h"
 #include "parallel.h"
 
 namespace loupe::LOUPE_TARGET {
 namespace {
-
-template <class T>
-struct Buffer {  // uninitialised, aligned to a cache line
-  explicit Buffer(int64_t n) : data(static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64)))) {}
-  Buffer(const Buffer&) = delete;
-  ~Buffer() { ::operator delete(data, std::align_val_t(64)); }
-  operator T*() { return data; }
-  T* data;
-};
 
 // The weights of a line's sorted places. The entry at place k has rank k among the others of any entry above it and
 // carries w[k]; w_below[k] sums the weights of the places after k.

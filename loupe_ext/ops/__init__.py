@@ -2,10 +2,13 @@
 
 from loupe_ext.ops.coalitions import pack_coalitions, sample_coalitions, sample_permutations, unpack_coalitions
 from loupe_ext.ops.pairwise import pairwise_interactions
+from loupe_ext.ops.region import boxes_to_regions, region_interactions
 
 __all__ = [
+    "boxes_to_regions",
     "pack_coalitions",
     "pairwise_interactions",
+    "region_interactions",
     "sample_coalitions",
     "sample_permutations",
     "unpack_coalitions",
