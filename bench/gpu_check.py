@@ -16,7 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / "build" / "gpu-check"
-SMALL = "(1x7 or 9x5 or ragged or ties or two-sided or same) and (cuda or triton) and not emulated and not interpreted"
+TESTS = [f"tests/test_{op}.py" for op in ("pairwise", "coalitions", "region")]
+SMALL = "(1x7 or 9x5 or ragged or ties or two-sided or same or every-size or 17-walks) and (cuda or triton) and not emulated and not interpreted"
 
 
 def run(*command: object, log: str, cwd: Path = WORK, **environment: str) -> tuple[int, str]:
@@ -65,9 +66,7 @@ def main() -> int:
 
     pytest = [python, "-m", "pytest", "-p", "no:cacheprovider"]
     checks: dict[str, dict[str, object]] = {}
-    status, output = run(
-        *pytest, "tests/test_pairwise.py", "tests/test_coalitions.py", "-k", "not emulated", log="tests.log"
-    )
+    status, output = run(*pytest, *TESTS, "-k", "not emulated", log="tests.log")
     checks["tests"] = {"passed": status == 0, "summary": output.strip().splitlines()[-1]}
     sanitizer = shutil.which("compute-sanitizer")
     for tool in ("memcheck", "racecheck", "synccheck", "initcheck"):
@@ -76,8 +75,7 @@ def main() -> int:
             continue
         small = [
             *pytest,
-            "tests/test_pairwise.py",
-            "tests/test_coalitions.py",
+            *TESTS,
             "-k",
             SMALL.replace("(cuda or triton)", "cuda"),
         ]

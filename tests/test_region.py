@@ -21,8 +21,10 @@ from loupe_ext import (
 )
 from python_ref import brute
 from python_ref import region as reference
+from tests import emulation
 from tests.backends import BACKENDS, SLOW, assert_close, every_backend, region_walks, selected
 from tests.samples import Regions, random_masks, random_pairs, random_regions, region_problems
+from tests.triton_ahead import compiled
 
 VECTORS = np.load("tests/data/interactions.npz")
 INDICES = {"shapley": ("shapley", 0.5), "banzhaf0.5": ("banzhaf", 0.5)}
@@ -123,6 +125,26 @@ class TestWalks:
         assert got.shape == want.shape
         room = TOLERANCE[dtype] * problem.masks.sum(-1).unsqueeze(-1).clamp(min=1)
         assert ((got.double() - want).abs() <= room).all()
+
+    @DTYPES
+    def test_just_in_time_kernels_compile_for_a_gpu(self, dtype):
+        kernels = pytest.importorskip("loupe_ext.triton.region")
+        problem = random_regions("", 2, 9, 70)
+        a, gram = (x.to(dtype) for x in reference.pooled_cosine(problem.patches, problem.text))
+        tensors = a.new_empty(2, 9, 6), a, gram, pack_coalitions(problem.masks), orders_of(problem, "shapley")
+        for prefixes in (True, False):
+            (built,) = compiled(kernels, "_walks_kernel", lambda x=prefixes: kernels.walks(*tensors, x))
+            assert built.asm["cubin"]
+
+    def test_emulated_cuda_does_not_depend_on_thread_order_or_on_where_its_state_is(self):
+        for dtype in (torch.float32, torch.float64):
+            problem = random_regions("", 2, 9, 35, walks=70)
+            a, gram = (x.to(dtype) for x in reference.pooled_cosine(problem.patches, problem.text))
+            arguments = a, gram, pack_coalitions(problem.masks), orders_of(problem, "shapley"), True
+            want = emulation.region_walks(*arguments)
+            assert_close(want, reference.walk_values(a, gram, problem.masks, arguments[3]), 1e-4)
+            for environment in ({"EMULATED_ORDER": "reversed"}, {"EMULATED_SHARED_BYTES": "8000"}):
+                assert torch.equal(emulation.region_walks(*arguments, **environment), want)
 
     @every_backend
     def test_whoever_is_no_player_joins_nothing(self, backend):

@@ -21,6 +21,20 @@ struct RegionCall {
 
   LOUPE_INLINE_HD int words() const { return (n + 63) / 64; }
   LOUPE_INLINE_HD bool has(const uint64_t* region, int i) const { return i < n && region[i / 64] >> (i % 64) & 1; }
+  // How many members come before player i.
+  LOUPE_INLINE_HD int rank(const uint64_t* region, int i) const {
+    int count = 0;
+    for (int w = 0; w <= i / 64; ++w) {
+      uint64_t word = region[w];
+      if (w == i / 64) word &= (uint64_t(1) << (i % 64)) - 1;
+#ifdef __CUDA_ARCH__
+      count += __popcll(word);
+#else
+      count += __builtin_popcountll(word);
+#endif
+    }
+    return count;
+  }
 };
 
 // The least that Q counts as: zero vectors, and what rounding leaves of vectors that cancel, are then worth 0.

@@ -70,3 +70,15 @@ def sample(what: str, *numbers: int) -> Tensor:
     dtype, size = (torch.int64, (players + 63) // 64) if what == "coalitions" else (torch.int32, players)
     out = torch.frombuffer(bytearray(stdout), dtype=dtype) if stdout else torch.empty(0, dtype=dtype)
     return out.view(problems, samples, size)
+
+
+def region_walks(
+    values: Tensor, gram: Tensor, regions: Tensor, orders: Tensor, prefixes: bool, **environment: str
+) -> Tensor:
+    """`torch.ops.loupe.region_walks` of csrc/cuda/region.cu."""
+    (B, n), R, K = values.shape, regions.shape[1], orders.shape[1]
+    head = np.array([B, R, K, n, prefixes, _DTYPES.index(values.dtype)], dtype=np.int64)
+    stdin = b"".join([head.tobytes(), *(_bytes(x) for x in (values, gram, regions, orders))])
+    stdout = run(_HERE / "region.cpp", stdin, environment)
+    out = torch.frombuffer(bytearray(stdout), dtype=values.dtype) if stdout else values.new_empty(0)
+    return out.view(B, R, K)

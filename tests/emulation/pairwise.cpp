@@ -1,27 +1,7 @@
 // Runs csrc/cuda/pairwise.cu on one problem batch read from standard input; tests/emulation/__init__.py writes it.
 #include "../../csrc/cuda/pairwise.cu"
 
-#include <memory>
-
-namespace {
-
-void read(void* to, size_t bytes) {
-  if (std::fread(to, 1, bytes, stdin) != bytes) throw std::runtime_error("standard input is too short");
-}
-
-// A heap block of exactly the size asked for, so that AddressSanitizer sees every step beyond it; new ones hold NaN.
-struct Memory {
-  explicit Memory(size_t n) : bytes(n), data(new unsigned char[n]) { std::memset(data.get(), 0xff, n); }
-  Memory& filled() {
-    read(data.get(), bytes);
-    return *this;
-  }
-  void write() const { std::fwrite(data.get(), 1, bytes, stdout); }
-  size_t bytes;
-  std::unique_ptr<unsigned char[]> data;
-};
-
-}  // namespace
+#include "memory.h"
 
 int main() {
   int64_t head[8];  // B, M, N, dtype, then 0 or 1: col_scores, region_lengths, phrase_lengths, backward
