@@ -17,7 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / "build" / "gpu-check"
 TESTS = [f"tests/test_{op}.py" for op in ("pairwise", "coalitions", "region")]
-SMALL = "(1x7 or 9x5 or ragged or ties or two-sided or same or every-size or 17-walks) and (cuda or triton) and not emulated and not interpreted"
+SMALL = "(1x7 or 9x5 or ragged or ties or two-sided or same or every-size or 17-walks)"
+SMALL += " and (cuda or triton) and not emulated and not interpreted"
 
 
 def run(*command: object, log: str, cwd: Path = WORK, **environment: str) -> tuple[int, str]:

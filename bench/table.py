@@ -55,6 +55,22 @@ def draw_table(times: dict, device: str) -> list[str]:
     return rows
 
 
+def region_table(times: dict, device: str) -> list[str]:
+    rows = [
+        "| size | a batch, ms | a step, ns | torch, times as long | 4 x the walks | 2 threads |",
+        "|---|---|---|---|---|---|",
+    ]
+    for d, direction, size, side in times:
+        if d == device and direction in ("walk", "late") and side == "loupe_ext":
+            seconds, steps = times[device, direction, size, side]
+            of = lambda x, key=(device, direction, size): times[(*key, x)][0] if (*key, x) in times else None  # noqa: E731
+            more, threaded = of("loupe_ext, 1024 walks"), of("loupe_ext, 2 threads")
+            cells = [f"{seconds * 1e3:.1f}", f"{seconds / steps * 1e9:.2f}" if direction == "walk" else "-"]
+            cells += [f"{of('reference') / seconds:.0f} x", f"{more / seconds:.2f} x as long" if more else "-"]
+            rows.append(f"| {size} | {' | '.join(cells)} | {f'{seconds / threaded:.2f} x' if threaded else '-'} |")
+    return rows
+
+
 def shapiq_table(times: dict) -> list[str]:
     rows = ["| M x N | shapiq, exact | loupe_ext, a problem | ratio |", "|---|---|---|---|"]
     for device, direction, size, side in times:
@@ -84,6 +100,8 @@ def main(source: str, keep: str | None = None) -> None:
         print("\n".join(batch_table(times, device)), end="\n\n")
         print(f"`sample_coalitions` and `sample_permutations` on {device}, a sample:\n")
         print("\n".join(draw_table(times, device)), end="\n\n")
+        print(f"`region_interactions` on {device}, 32 regions an image, 256 walks of each (or exact):\n")
+        print("\n".join(region_table(times, device)), end="\n\n")
     targets = [key for key in times if key[1] == "target"]
     if targets:
         print("`pairwise_interactions`, forward, on other SIMD targets, ns a pair:\n")

@@ -76,11 +76,8 @@ def _walks_kernel(
         h += row
         if PREFIXES:
             total += tl.where(joins, _gain(A, Q, h, a, diagonal, member, own_a, own_q, least), 0.0)
-    if PREFIXES:
-        total = total / (n - size + 1).to(a.dtype)
-    else:
-        total = _gain(A, Q, h, a, diagonal, member, own_a, own_q, least)
-    tl.store(out + region * K + walk, tl.where(size < 2, 0.0, total), mask=walk < K)
+    end = total / (n - size + 1).to(a.dtype) if PREFIXES else _gain(A, Q, h, a, diagonal, member, own_a, own_q, least)
+    tl.store(out + region * K + walk, tl.where(size < 2, 0.0, end), mask=walk < K)
 
 
 def walks(out: Tensor, values: Tensor, gram: Tensor, regions: Tensor, orders: Tensor, prefixes: bool) -> None:
