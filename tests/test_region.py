@@ -22,7 +22,7 @@ from loupe_ext import (
 from python_ref import brute
 from python_ref import region as reference
 from tests import emulation
-from tests.backends import BACKENDS, SLOW, assert_close, every_backend, region_walks, selected
+from tests.backends import BACKENDS, SLOW, assert_close, every_backend, region_maxima, region_walks, selected
 from tests.samples import Regions, random_masks, random_pairs, random_regions, region_problems
 from tests.triton_ahead import compiled
 
@@ -132,6 +132,9 @@ class TestWalks:
         problem = random_regions("", 2, 9, 70)
         a, gram = (x.to(dtype) for x in reference.pooled_cosine(problem.patches, problem.text))
         tensors = a.new_empty(2, 9, 6), a, gram, pack_coalitions(problem.masks), orders_of(problem, "shapley")
+        maxima = a.new_empty(2, 9), gram, gram.long(), tensors[3], a[0], torch.tensor([70, 9])
+        (built,) = compiled(kernels, "_maxima_kernel", lambda: kernels.maxima(*maxima))
+        assert built.asm["cubin"]
         for prefixes in (True, False):
             (built,) = compiled(kernels, "_walks_kernel", lambda x=prefixes: kernels.walks(*tensors, x))
             assert built.asm["cubin"]
@@ -361,6 +364,41 @@ class TestPooledCosine:
 
 
 class TestLateInteraction:
+    @every_backend
+    @DTYPES
+    @pytest.mark.parametrize(
+        ("B", "R", "n", "N"), [(3, 5, 6, 4), (1, 19, 9, 33), (2, 3, 65, 2), (2, 1, 1, 1), (1, 2, 5, 0)]
+    )
+    def test_maxima_match_their_formula(self, backend, dtype, B, R, n, N):
+        s = random_pairs(B, n, N).to(dtype)
+        masks, lengths = random_masks(B, R, n), torch.arange(B) * 2 - 1  # out of range: as near as it gets
+        slopes = 1 / torch.arange(1, n + 2).to(dtype)
+        u, order = s.transpose(1, 2).sort(dim=-1, descending=True)
+        got = region_maxima(backend, u, order, masks, slopes, lengths)
+        assert got.dtype == dtype
+        for b, r in itertools.product(range(B), range(R)):
+            inside, words = masks[b, r], int(lengths[b].clamp(0, N))
+            if not inside.any() or words == 0:
+                assert got[b, r] == 0
+                continue
+            x, outside = s[b, :, :words].double(), s[b, ~inside, :words].double().sort(0, descending=True).values
+            rank = torch.arange(1, len(outside) + 1).double().view(-1, 1, 1)
+            psi = x / (len(outside) + 1) + ((x - outside.unsqueeze(1)).clamp(min=0) / (rank * (rank + 1))).sum(0)
+            want = (psi[inside].amax(0) - psi[inside].sum(0)).mean()
+            assert got[b, r].item() == pytest.approx(want.item(), abs=20 * n * torch.finfo(dtype).eps)
+
+    @every_backend
+    def test_every_backend_serves_it(self, backend):
+        if backend == "emulated-cuda":
+            pytest.skip("the emulator has the maxima alone")
+        patches, words, masks = random_pairs(2, 9, 4), random_pairs(2, 5, 4, 1), random_masks(2, 4, 9, 0.5)
+        with selected(backend) as name:
+            value, _ = region_interactions(
+                patches, words, masks, game="late-interaction", index="banzhaf", backend=name
+            )
+        want = reference.late_interactions(patches @ words.transpose(1, 2), masks, None, "banzhaf")
+        assert_close(value, want, 1e-12)
+
     @pytest.mark.parametrize("name", INDICES)
     @pytest.mark.parametrize("t", range(6))
     def test_matches_the_shared_vectors(self, t, name):
@@ -434,6 +472,10 @@ class TestTorchLibrary:
         torch.library.opcheck(torch.ops.loupe.region_walks, (a, gram, packed, orders, True, "auto"))
         turned = (a, gram.transpose(1, 2), packed, orders, False, "cpu")
         torch.library.opcheck(torch.ops.loupe.region_walks, turned)
+        lengths = torch.tensor([7, 3])
+        for u in (gram, gram.transpose(1, 2)):
+            maxima = u, u.argsort(-1), packed, torch.ones(8).double(), lengths, "auto"
+            torch.library.opcheck(torch.ops.loupe.region_maxima, maxima)
 
     @pytest.mark.parametrize("game", ["pooled-cosine", "late-interaction"])
     def test_compile_fullgraph(self, game):
@@ -520,6 +562,25 @@ class TestBadInput:
         tensors[at] = value
         with pytest.raises(error, match=message):
             torch.ops.loupe.region_walks(*tensors, True, "auto")
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "error", "message"),
+    [
+        (0, torch.zeros(2, 5, 6).half(), TypeError, "sorted: expected dtype float32 or float64"),
+        (0, torch.zeros(5, 6), ValueError, r"sorted: expected shape \[B, N, n\]"),
+        (1, torch.zeros(2, 5, 6).int(), TypeError, "order: expected dtype torch.int64, got torch.int32"),
+        (2, torch.zeros(2, 3, 2).long(), ValueError, r"regions: expected shape \(2, 3, 1\), got \(2, 3, 2\)"),
+        (3, torch.zeros(6), ValueError, r"slopes: expected shape \(7,\), got \(6,\)"),
+        (4, torch.zeros(3).long(), ValueError, r"lengths: expected shape \(2,\), got \(3,\)"),
+    ],
+)
+def test_region_maxima_checks_its_arguments(at, value, error, message):
+    tensors = [torch.zeros(2, 5, 6), torch.zeros(2, 5, 6).long(), torch.zeros(2, 3, 1).long(), torch.zeros(7)]
+    tensors.append(torch.zeros(2).long())
+    tensors[at] = value
+    with pytest.raises(error, match=message):
+        torch.ops.loupe.region_maxima(*tensors, "auto")
 
 
 def test_is_exported():

@@ -176,8 +176,9 @@ __global__ void region_kernel(RegionCall call, Layout layout, T* out, unsigned c
 template <class Work>
 void for_real(const RegionCall& call, const Work& work) {
   if (call.B * call.R * call.K == 0 || call.n == 0) return;
-  if (call.dtype == DType::f64) work(double{});
-  if (call.dtype == DType::f32) work(float{});
+  for_dtype(call.dtype, [&](auto type) {
+    if constexpr (sizeof(type) >= 4) work(type);
+  });
 }
 
 }  // namespace

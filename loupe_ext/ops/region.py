@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loupe_ext import _C
 from loupe_ext.ops._checks import check_floating, check_index, check_int, check_lengths, check_tensor
-from loupe_ext.ops._native import address, current_stream, dtype_name, on_device, resolve_backend
-from loupe_ext.ops._register import register
+from loupe_ext.ops._native import resolve_backend
+from loupe_ext.ops._region import region_maxima, region_walks
 from loupe_ext.ops.coalitions import (
     MAX_PLAYERS,
     pack_coalitions,
@@ -82,7 +81,7 @@ def region_interactions(
             is that of the pairs' means.
         first_problem: where this part of a larger batch starts. Image b draws what `sample_permutations` (or
             `sample_coalitions`) draws for problem `first_problem` + b.
-        backend: "auto" (by device), "cpu", "cuda" or "triton", of the walks.
+        backend: "auto" (by device), "cpu", "cuda" or "triton", of the kernels.
 
     Returns:
         Interactions and their standard errors, [B, R] (or [R]) in the dtype of `patches`; float64 is computed in
@@ -126,7 +125,7 @@ def region_interactions(
     if x.numel() == 0 or t.numel() == 0 or masks.numel() == 0:
         interactions = errors = x.new_zeros(masks.shape[:2])
     elif game == "late-interaction":
-        interactions = _late_interactions(x @ t.transpose(-1, -2), masks, text_lengths, probability)
+        interactions = _late_interactions(x @ t.transpose(-1, -2), masks, text_lengths, probability, backend)
         errors = interactions * 0
     else:
         a, gram = _pooled_cosine(x, t)
@@ -137,7 +136,7 @@ def region_interactions(
         while done < most:
             samples = min(ROUND, num_samples - done % num_samples, most - done)
             orders = _orders(a, samples, probability, backend, first_sample=done, **start)
-            drawn = _moments(_walks(a, gram, packed, orders, probability is None, backend), antithetic)
+            drawn = _moments(region_walks(a, gram, packed, orders, probability is None, backend), antithetic)
             moments = drawn if moments is None else _merged(moments, drawn, packed)
             done += samples
             if standard_error is not None and (done % num_samples == 0 or done == most):
@@ -260,10 +259,12 @@ def _standard_errors(moments: Moments) -> Tensor:
     return (squares / (number - 1) / number).sqrt()
 
 
-def _late_interactions(scores: Tensor, regions: Tensor, lengths: Tensor | None, p: float | None) -> Tensor:
+def _late_interactions(
+    scores: Tensor, regions: Tensor, lengths: Tensor | None, p: float | None, backend: str
+) -> Tensor:
     """Exact interactions [B, R] of the late-interaction game; python_ref/region.py has the formula."""
     B, n, N = scores.shape
-    words = torch.full((B,), N, device=scores.device) if lengths is None else lengths
+    words = torch.full((B,), N, device=scores.device) if lengths is None else lengths.long()
     valid = (words >= 0) & (words <= N)
     words = torch.where(valid, words, 0)
     spoken = torch.arange(N, device=scores.device) < words.unsqueeze(-1)  # [B, N]
@@ -278,14 +279,10 @@ def _late_interactions(scores: Tensor, regions: Tensor, lengths: Tensor | None, 
     mean = spread * (inside - outside) - empty * (k - 1) * outside
 
     # Psi's slope just below a patch is the chance that T holds none of the r outside patches from there up.
-    u, order = scores.sort(dim=1, descending=True)
-    among = regions.transpose(1, 2)[torch.arange(B, device=scores.device)[:, None, None], order]  # [B, n, N, R]
-    rank = (~among).cumsum(1).to(scores.dtype)
-    slope = 1 / (rank + 1) if p is None else (1 - p) ** rank
-    drop = torch.cat([u[:, :-1] - u[:, 1:], u[:, -1:]], 1).unsqueeze(-1)
-    psi = (drop * slope).flip(1).cumsum(1).flip(1)
-    highest = psi.gather(1, among.int().argmax(1, keepdim=True)).squeeze(1)
-    maxima = (highest - (psi * among).sum(1)).sum(1) / words.clamp(min=1).unsqueeze(-1)
+    ranks = torch.arange(n + 1, dtype=scores.dtype, device=scores.device)
+    slopes = 1 / (ranks + 1) if p is None else (1 - p) ** ranks
+    u, order = scores.transpose(1, 2).sort(dim=-1, descending=True)
+    maxima = region_maxima(u, order, pack_coalitions(regions), slopes, words, backend)
     finite = (scores.flatten(1).isfinite().all(-1) & valid).unsqueeze(-1)
     exact = torch.where(k < 2, torch.zeros_like(mean), (mean + maxima) / 2)
     return torch.where(finite, exact, torch.full_like(exact, torch.nan))
@@ -302,61 +299,3 @@ def _mean_weights(n: int, p: float | None, device: torch.device) -> tuple[Tensor
         chance = torch.exp(log_ways + c * math.log(p) + (m - c) * math.log1p(-p)) * (c <= m)
     spread = (chance * (k / (c + k).clamp(min=1) - k / (c + 1))).sum(-1)
     return spread, chance[:, 0]
-
-
-def _check(a: Tensor, gram: Tensor, regions: Tensor, orders: Tensor) -> None:
-    if a.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"values: expected dtype float32 or float64, got {a.dtype}")
-    if a.dim() != 2 or a.shape[1] > MAX_PLAYERS:
-        raise ValueError(f"values: expected shape [B, n], n up to {MAX_PLAYERS}, got {tuple(a.shape)}")
-    B, n = a.shape
-    if gram.dtype != a.dtype or regions.dtype != torch.int64 or orders.dtype != torch.int32:
-        got = f"{gram.dtype}, {regions.dtype}, {orders.dtype}"
-        raise TypeError(f"gram, regions, orders: expected {a.dtype}, torch.int64, torch.int32, got {got}")
-    if gram.shape != (B, n, n):
-        raise ValueError(f"gram: expected shape {(B, n, n)}, got {tuple(gram.shape)}")
-    if regions.dim() != 3 or regions.shape[0] != B or regions.shape[2] != (n + 63) // 64:
-        raise ValueError(f"regions: expected shape ({B}, R, {(n + 63) // 64}), got {tuple(regions.shape)}")
-    if orders.dim() != 3 or orders.shape[0] != B or orders.shape[2] != n:
-        raise ValueError(f"orders: expected shape ({B}, K, {n}), got {tuple(orders.shape)}")
-    if not gram.device == regions.device == orders.device == a.device:
-        got = f"{gram.device}, {regions.device}, {orders.device}"
-        raise ValueError(f"gram, regions, orders: expected the device of values ({a.device}), got {got}")
-
-
-def _implementation(a: Tensor, gram: Tensor, regions: Tensor, orders: Tensor, prefixes: bool, backend: str) -> Tensor:
-    _check(a, gram, regions, orders)
-    chosen = resolve_backend(backend, a.device)
-    (B, n), R, K = a.shape, regions.shape[1], orders.shape[1]
-    out = a.new_empty(B, R, K)
-    if n == 0:
-        return out.zero_()
-    if out.numel() == 0:
-        return out
-    a, gram, regions, orders = (x.contiguous() for x in (a, gram, regions, orders))
-    with on_device(a.device):
-        if chosen == "triton":
-            from loupe_ext.triton import region as kernels
-
-            kernels.walks(out, a, gram, regions, orders, prefixes)
-            return out
-        sizes = B, R, K, n, prefixes, dtype_name(a)
-        call = _C.RegionCall(address(a), address(gram), address(regions), address(orders), *sizes)
-        if chosen == "cpu":
-            _C.region_walks_cpu(call, address(out), torch.get_num_threads())
-        else:
-            scratch = out.new_empty(_C.region_scratch_bytes_cuda(call), dtype=torch.uint8)
-            _C.region_walks_cuda(call, address(out), address(scratch), current_stream(a.device))
-    return out
-
-
-def _fake(a: Tensor, gram: Tensor, regions: Tensor, orders: Tensor, prefixes: bool, backend: str) -> Tensor:
-    _check(a, gram, regions, orders)
-    return a.new_empty(a.shape[0], regions.shape[1], orders.shape[1])
-
-
-_walks = register(
-    "region_walks(Tensor values, Tensor gram, Tensor regions, Tensor orders, bool prefixes, str backend) -> Tensor",
-    _implementation,
-    _fake,
-)

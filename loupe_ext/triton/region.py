@@ -1,6 +1,7 @@
-"""Walks of the pooled-cosine game in Triton: a program takes some walks of one image under one region.
+"""The kernels of `region_interactions` in Triton (python_ref/region.py has what they compute).
 
-It keeps h = G 1_T of every player of the image, as python_ref/region.py does; a walk is a row of its blocks.
+A program takes some walks of one image under one region, each a row of its blocks, and keeps h = G 1_T of every player;
+or one region of the late-interaction game, and its words in blocks.
 """
 
 import torch
@@ -103,3 +104,59 @@ def walks(out: Tensor, values: Tensor, gram: Tensor, regions: Tensor, orders: Te
         BLOCK=block,
         P=P,
     )
+
+
+@triton.jit
+def _maxima_kernel(
+    out,
+    scores,
+    order,
+    regions,
+    slopes,
+    lengths,
+    R,
+    N,
+    n,
+    WORDS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    P: tl.constexpr,
+):
+    region = tl.program_id(0).to(tl.int64)
+    b = region // R
+    length = tl.minimum(tl.maximum(tl.load(lengths + b), 0), N).to(tl.int32)
+    column = tl.arange(0, P)
+    word = tl.load(regions + region * WORDS + column // 64, mask=column < n, other=-1)
+    outside = tl.sum(1 - ((word >> (column % 64)) & 1)).to(tl.int32)
+    total = tl.zeros([BLOCK], dtype=scores.dtype.element_ty)
+    for first in range(0, length, BLOCK):
+        j = first + tl.arange(0, BLOCK)
+        real = j < length
+        rank = tl.zeros([BLOCK], dtype=tl.int32) + outside  # outside patches from here up
+        psi = total * 0
+        below = psi
+        sums = psi
+        highest = psi
+        for step in range(0, n):
+            at = (b * N + j) * n + (n - 1 - step)
+            u = tl.load(scores + at, mask=real, other=0.0)
+            i = tl.load(order + at, mask=real, other=-1)
+            psi += (u - below) * tl.load(slopes + rank)
+            below = u
+            player = (i >= 0) & (i < n)
+            bits = tl.load(regions + region * WORDS + i // 64, mask=player, other=0)
+            inside = ((bits >> (i % 64)) & 1) == 1
+            sums += tl.where(inside, psi, 0.0)
+            highest = tl.where(inside, psi, highest)
+            rank = tl.where(inside, rank, tl.maximum(rank - 1, 0))
+        total += highest - sums
+    mean = tl.sum(total) / tl.maximum(length, 1).to(total.dtype)
+    tl.store(out + region, mean)
+
+
+def maxima(out: Tensor, scores: Tensor, order: Tensor, regions: Tensor, slopes: Tensor, lengths: Tensor) -> None:
+    """Fills `out` [B, R]; the arguments of torch.ops.loupe.region_maxima, contiguous."""
+    B, R = out.shape
+    _, N, n = scores.shape
+    block, P = max(min(triton.next_power_of_2(N), 128), 1), max(triton.next_power_of_2(n), 2)
+    sizes = {"WORDS": regions.shape[2], "BLOCK": block, "P": P}
+    _maxima_kernel[(B * R,)](out, scores, order, regions, slopes, lengths, R, N, n, **sizes)

@@ -82,3 +82,11 @@ def region_walks(
     stdout = run(_HERE / "region.cpp", stdin, environment)
     out = torch.frombuffer(bytearray(stdout), dtype=values.dtype) if stdout else values.new_empty(0)
     return out.view(B, R, K)
+
+
+def region_maxima(scores: Tensor, order: Tensor, regions: Tensor, slopes: Tensor, lengths: Tensor) -> Tensor:
+    """`torch.ops.loupe.region_maxima` of csrc/cuda/region_maxima.cu."""
+    (B, N, n), R = scores.shape, regions.shape[1]
+    head = np.array([B, R, N, n, _DTYPES.index(scores.dtype)], dtype=np.int64)
+    stdin = b"".join([head.tobytes(), *(_bytes(x) for x in (scores, order, regions, slopes, lengths))])
+    return torch.frombuffer(bytearray(run(_HERE / "region_maxima.cpp", stdin)), dtype=scores.dtype).view(B, R)
