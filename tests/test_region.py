@@ -250,6 +250,14 @@ class TestPooledCosine:
         value, error = region_interactions(torch.ones(1, 1, 3), torch.ones(1, 3), masks)
         assert value.tolist() == error.tolist() == [[0, 0]]
 
+    @pytest.mark.parametrize("game", ["pooled-cosine", "late-interaction"])
+    @pytest.mark.parametrize(("B", "R", "n", "d"), [(0, 2, 3, 4), (2, 0, 3, 4), (2, 2, 0, 4), (2, 2, 3, 0)])
+    def test_nothing_to_do(self, game, B, R, n, d):
+        text = torch.zeros(B, d) if game == "pooled-cosine" else torch.zeros(B, 5, d)
+        results = region_interactions(torch.zeros(B, n, d), text, torch.ones(B, R, n, dtype=torch.bool), game=game)
+        for x in results:
+            assert torch.equal(x, torch.zeros(B, R))
+
     def test_packed_regions_and_unbatched_and_not_contiguous_inputs(self):
         problem = random_regions("", 2, 5, 70)
         inputs = problem.patches, problem.text, problem.masks

@@ -126,7 +126,7 @@ def region_interactions(
         interactions = errors = x.new_zeros(masks.shape[:2])
     elif game == "late-interaction":
         interactions = _late_interactions(x @ t.transpose(-1, -2), masks, text_lengths, probability, backend)
-        errors = interactions * 0
+        errors = interactions.abs() * 0
     else:
         a, gram = _pooled_cosine(x, t)
         packed = pack_coalitions(masks)
