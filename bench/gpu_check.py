@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / "build" / "gpu-check"
-TESTS = [f"tests/test_{op}.py" for op in ("pairwise", "coalitions", "region")]
+TESTS = [f"tests/test_{op}.py" for op in ("pairwise", "coalitions", "region", "region_late")]
 SMALL = "(1x7 or 9x5 or ragged or ties or two-sided or same or every-size or 17-walks)"
 SMALL += " and (cuda or triton) and not emulated and not interpreted"
 

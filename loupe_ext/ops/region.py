@@ -1,5 +1,6 @@
 """Interactions of regions of an image: LOUPE's token level."""
 
+import contextlib
 import math
 from typing import Any
 
@@ -85,10 +86,11 @@ def region_interactions(
 
     Returns:
         Interactions and their standard errors, [B, R] (or [R]) in the dtype of `patches`; float64 is computed in
-        float64, everything else in float32. Regions of no patch and of one have interaction 0. An image that holds NaN
-        or infinity, or whose text does, comes back NaN; others are not touched by it. With the same draws everywhere,
-        backends agree to rounding; on one backend thread count and split of the batch show at most in the rounding of
-        torch's matrix product. The results are labels: they carry no gradient, whatever the inputs require.
+        float64, everything else in float32, under autocast too. Regions of no patch and of one have interaction 0. An
+        image that holds NaN or infinity, or whose text does, comes back NaN; others are not touched by it. The draws are
+        the same everywhere, so backends agree to rounding; on one backend thread count and split of the batch show at most in
+        the rounding of torch's matrix product. The results are labels: they carry no gradient, whatever the inputs
+        require.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or value.
@@ -109,6 +111,8 @@ def region_interactions(
     check_int("max_samples", max_samples, 0 if standard_error is None else num_samples, 2**31)
     if num_samples % pairs:
         raise ValueError(f"num_samples: expected an even number with antithetic=True, got {num_samples}")
+    if isinstance(standard_error, bool) or not isinstance(standard_error, (int, float, type(None))):
+        raise TypeError(f"standard_error: expected None or a float, got {type(standard_error).__name__}")
     if standard_error is not None and not standard_error > 0:
         raise ValueError(f"standard_error: expected None or a positive number, got {standard_error}")
     check_tensor("patches", patches)
@@ -122,33 +126,19 @@ def region_interactions(
     wide = torch.float64 if patches.dtype == torch.float64 else torch.float32
     x, t = patches.detach().to(wide), text.detach().to(wide)
     masks = regions if regions.dtype == torch.bool else unpack_coalitions(regions, x.shape[1])
-    if x.numel() == 0 or t.numel() == 0 or masks.numel() == 0:
-        interactions = errors = x.new_zeros(masks.shape[:2])
-    elif game == "late-interaction":
-        interactions = _late_interactions(x @ t.transpose(-1, -2), masks, text_lengths, probability, backend)
-        errors = interactions.abs() * 0
-    else:
-        a, gram = _pooled_cosine(x, t)
-        packed = pack_coalitions(masks)
-        start: dict[str, Any] = {"seed": seed, "antithetic": antithetic, "first_problem": first_problem}
-        moments = None
-        done, most = 0, num_samples if standard_error is None else max_samples // pairs * pairs
-        while done < most:
-            samples = min(ROUND, num_samples - done % num_samples, most - done)
-            orders = _orders(a, samples, probability, backend, first_sample=done, **start)
-            drawn = _moments(region_walks(a, gram, packed, orders, probability is None, backend), antithetic)
-            moments = drawn if moments is None else _merged(moments, drawn, packed)
-            done += samples
-            if standard_error is not None and (done % num_samples == 0 or done == most):
-                above = _standard_errors(moments) > standard_error
-                if not above.any():
-                    break
-                packed = packed.masked_fill(~above.unsqueeze(-1), 0)  # a region without patches costs nothing
-        assert moments is not None
-        finite = (a.isfinite().all(-1) & gram.flatten(1).isfinite().all(-1)).unsqueeze(-1)
-        interactions, errors = (
-            torch.where(finite, y, torch.full_like(y, torch.nan)) for y in (moments[1], _standard_errors(moments))
-        )
+    with _no_autocast(x.device):
+        if x.numel() == 0 or t.numel() == 0 or masks.numel() == 0:
+            interactions = errors = x.new_zeros(masks.shape[:2])
+        elif game == "late-interaction":
+            interactions = _late_interactions(x @ t.transpose(-1, -2), masks, text_lengths, probability, backend)
+            errors = interactions.abs() * 0
+        else:
+            start = {"seed": seed, "antithetic": antithetic, "first_problem": first_problem}
+            most = num_samples if standard_error is None else max_samples // pairs * pairs
+            a, gram = _pooled_cosine(x, t)
+            interactions, errors = _walked(
+                a, gram, masks, probability, num_samples, standard_error, most, backend, start
+            )
     results = interactions.to(patches.dtype), errors.to(patches.dtype, copy=True)
     return (results[0].squeeze(0), results[1].squeeze(0)) if single else results
 
@@ -211,6 +201,41 @@ def _pooled_cosine(patches: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
     norm = t.norm(dim=-1, keepdim=True)
     t = t / torch.where(norm == 0, torch.ones_like(norm), norm)
     return (x @ t.unsqueeze(-1)).squeeze(-1), x @ x.transpose(-1, -2)
+
+
+def _walked(
+    a: Tensor,
+    gram: Tensor,
+    masks: Tensor,
+    p: float | None,
+    at_once: int,
+    wanted: float | None,
+    most: int,
+    backend: str,
+    start: dict[str, Any],
+) -> tuple[Tensor, Tensor]:
+    """Interactions and standard errors [B, R], of `at_once` samples more until the errors are as wanted or `most`."""
+    packed, moments, done = pack_coalitions(masks), None, 0
+    while done < most:
+        samples = min(ROUND, at_once - done % at_once, most - done)
+        orders = _orders(a, samples, p, backend, first_sample=done, **start)
+        drawn = _moments(region_walks(a, gram, packed, orders, p is None, backend), start["antithetic"])
+        moments = drawn if moments is None else _merged(moments, drawn, packed)
+        done += samples
+        if wanted is not None and done % at_once == 0 and done < most:
+            above = _standard_errors(moments) > wanted
+            if not above.any():
+                break
+            packed = packed.masked_fill(~above.unsqueeze(-1), 0)  # a region without patches costs nothing
+    assert moments is not None
+    finite = (a.isfinite().all(-1) & gram.flatten(1).isfinite().all(-1)).unsqueeze(-1)
+    results = moments[1], _standard_errors(moments)
+    return tuple(torch.where(finite, x, torch.full_like(x, torch.nan)) for x in results)  # type: ignore[return-value]
+
+
+def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    known = device.type in ("cpu", "cuda")
+    return torch.autocast(device.type, enabled=False) if known else contextlib.nullcontext()
 
 
 def _orders(a: Tensor, samples: int, p: float | None, backend: str, **start: Any) -> Tensor:
