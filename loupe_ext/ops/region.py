@@ -86,11 +86,12 @@ def region_interactions(
 
     Returns:
         Interactions and their standard errors, [B, R] (or [R]) in the dtype of `patches`; float64 is computed in
-        float64, everything else in float32, under autocast too. Regions of no patch and of one have interaction 0. An
-        image that holds NaN or infinity, or whose text does, comes back NaN; others are not touched by it. The draws are
-        the same everywhere, so backends agree to rounding; on one backend thread count and split of the batch show at most in
-        the rounding of torch's matrix product. The results are labels: they carry no gradient, whatever the inputs
-        require.
+        float64, everything else in float32, under autocast too. Regions of no patch and of one have interaction 0.
+
+        An image that holds NaN or infinity, or whose text does, comes back NaN; others are not touched by it. The draws
+        are the same everywhere: backends agree to rounding, and on one backend thread count and split of the batch
+        show at most in the rounding of torch's matrix product. The results are labels: they carry no gradient, whatever
+        the inputs require.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or value.
