@@ -15,11 +15,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TESTS = tuple(f"tests/test_{op}.py" for op in ("pairwise", "sides", "coalitions", "moments"))
+TESTS = tuple(f"tests/test_{op}.py" for op in ("pairwise", "sides", "coalitions", "moments", "region", "region_late"))
 WORK = ROOT / "build" / "gpu-check"
 SMALL = (
-    "(1x7 or 9x5 or ragged or ties or two-sided or same or players) and (cuda or triton) "
-    "and not emulated and not interpreted"
+    "(1x7 or 9x5 or ragged or ties or two-sided or same or players or every-size or 17-walks) "
+    "and (cuda or triton) and not emulated and not interpreted"
 )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 KEYS = ("device", "direction", "size", "side")
 VALUES = ("seconds", "pairs", "error")
 TITLES = {
+    "region": "`region_interactions`, 32 regions an image, 256 walks of each (or exact)",
     "moments": "`coalition_moments`, 16,384 coalitions, float32",
     "explain": "`plan` and `aggregate`: interactions of all pairs, estimated; the time holds the game's own",
     "pairwise": "`pairwise_interactions`, batches of float32 problems",
@@ -96,7 +97,23 @@ def estimate_table(times: dict, device: str) -> list[str]:
     return rows
 
 
-TABLES = {"coalitions": draw_table, "moments": moments_table, "explain": estimate_table}
+def region_table(times: dict, device: str) -> list[str]:
+    rows = [
+        "| size | a batch, ms | a step, ns | torch, times as long | 4 x the walks | 2 threads |",
+        "|---|---|---|---|---|---|",
+    ]
+    for d, direction, size, side in times:
+        if d == device and direction in ("walk", "late") and side == "loupe_ext":
+            seconds, steps = times[device, direction, size, side]
+            of = lambda x, key=(device, direction, size): times[(*key, x)][0] if (*key, x) in times else None  # noqa: E731
+            more, threaded = of("loupe_ext, 1024 walks"), of("loupe_ext, 2 threads")
+            cells = [f"{seconds * 1e3:.1f}", f"{seconds / steps * 1e9:.2f}" if direction == "walk" else "-"]
+            cells += [f"{of('reference') / seconds:.0f} x", f"{more / seconds:.2f} x as long" if more else "-"]
+            rows.append(f"| {size} | {' | '.join(cells)} | {f'{seconds / threaded:.2f} x' if threaded else '-'} |")
+    return rows
+
+
+TABLES = {"coalitions": draw_table, "moments": moments_table, "explain": estimate_table, "region": region_table}
 
 
 def shapiq_table(times: dict) -> list[str]:

@@ -80,3 +80,40 @@ def sample_coalitions_cpu(call: SampleCall, out: int, threads: int) -> None: ...
 def sample_permutations_cpu(call: SampleCall, out: int, threads: int) -> None: ...
 def sample_coalitions_cuda(call: SampleCall, out: int, stream: int) -> None: ...
 def sample_permutations_cuda(call: SampleCall, out: int, stream: int) -> None: ...
+
+class RegionCall:
+    def __init__(
+        self,
+        values: int,
+        gram: int,
+        regions: int,
+        orders: int,
+        B: int,
+        R: int,
+        K: int,
+        n: int,
+        prefixes: bool,
+        dtype: str,
+    ) -> None: ...
+
+def region_walks_cpu(call: RegionCall, out: int, threads: int) -> None: ...
+def region_scratch_bytes_cuda(call: RegionCall) -> int: ...
+def region_walks_cuda(call: RegionCall, out: int, scratch: int, stream: int) -> None: ...
+
+class MaximaCall:
+    def __init__(
+        self,
+        sorted: int,
+        order: int,
+        regions: int,
+        slopes: int,
+        lengths: int,
+        B: int,
+        R: int,
+        N: int,
+        n: int,
+        dtype: str,
+    ) -> None: ...
+
+def region_maxima_cpu(call: MaximaCall, out: int, threads: int) -> None: ...
+def region_maxima_cuda(call: MaximaCall, out: int, stream: int) -> None: ...

@@ -2,9 +2,11 @@
 
 from loupe_ext.explain import Interactions, Plan, aggregate, interactions, plan
 from loupe_ext.ops import (
+    boxes_to_regions,
     coalition_moments,
     pack_coalitions,
     pairwise_interactions,
+    region_interactions,
     sample_coalitions,
     sample_permutations,
     shapley_values,
@@ -18,11 +20,13 @@ __all__ = [
     "Plan",
     "__version__",
     "aggregate",
+    "boxes_to_regions",
     "coalition_moments",
     "interactions",
     "pack_coalitions",
     "pairwise_interactions",
     "plan",
+    "region_interactions",
     "sample_coalitions",
     "sample_permutations",
     "shapley_values",

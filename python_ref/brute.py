@@ -16,6 +16,20 @@ def max_mean_value(s: Tensor, col_s: Tensor, inside: Tensor) -> Tensor:
     return torch.where(inside[:, :M].any(-1) & inside[:, M:].any(-1), (rows + cols) / 2, torch.zeros_like(rows))
 
 
+def pooled_cosine_value(a: Tensor, gram: Tensor, inside: Tensor) -> Tensor:
+    """Values [K] of the pooled-cosine game for coalitions `inside` [K, n] (bool), of a [n] and G [n, n]."""
+    T = inside.to(gram.dtype)
+    value = (T @ a) / ((T @ gram) * T).sum(-1).sqrt()
+    return torch.where(inside.any(-1), value, torch.zeros_like(value))
+
+
+def late_interaction_value(s: Tensor, inside: Tensor) -> Tensor:
+    """Values [K] of the late-interaction game with a fixed text for coalitions `inside` [K, n] (bool), of s [n, N]."""
+    mean = (inside.to(s.dtype) @ s.amax(-1)) / inside.sum(-1)
+    best = s.masked_fill(~inside.unsqueeze(-1), -torch.inf).amax(1).mean(-1)
+    return torch.where(inside.any(-1), (mean + best) / 2, torch.zeros_like(mean))
+
+
 def coalition_law(outside: int, index: str, p: float) -> Tensor:
     """Probability [2^outside] of every coalition T of the outside players: size uniform and T uniform given its size
     (Shapley), or every player with probability p (Banzhaf)."""

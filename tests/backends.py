@@ -93,3 +93,22 @@ def assert_close(got: Tensor, want: Tensor, tolerance: float) -> None:
         assert error.max().item() <= tolerance * scale, (
             f"error {error.max().item() / scale if scale else error.max():.2e}"
         )
+
+
+def region_walks(backend: str, values: Tensor, gram: Tensor, masks: Tensor, orders: Tensor, prefixes: bool) -> Tensor:
+    packed = loupe_ext.pack_coalitions(masks)
+    if backend == "emulated-cuda":
+        return emulation.region_walks(values, gram, packed, orders, prefixes)
+    tensors = (x.to(device_of(backend)) for x in (values, gram, packed, orders))
+    with selected(backend) as name:
+        return torch.ops.loupe.region_walks(*tensors, prefixes, name).cpu()
+
+
+def region_maxima(
+    backend: str, scores: Tensor, order: Tensor, masks: Tensor, slopes: Tensor, lengths: Tensor
+) -> Tensor:
+    arguments = scores, order, loupe_ext.pack_coalitions(masks), slopes, lengths
+    if backend == "emulated-cuda":
+        return emulation.region_maxima(*arguments)
+    with selected(backend) as name:
+        return torch.ops.loupe.region_maxima(*(x.to(device_of(backend)) for x in arguments), name).cpu()

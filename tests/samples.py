@@ -93,3 +93,58 @@ def random_coalitions(S: int, n: int, seed: int = 0) -> Tensor:
     masks = torch.rand(S, 64 * words, generator=generator) < torch.rand(S, 1, generator=generator)
     masks[:, n:] = torch.rand(S, 64 * words - n, generator=generator) < 0.5
     return pack_coalitions(masks)
+
+
+@dataclasses.dataclass
+class Regions:
+    """Arguments of the walks of the pooled-cosine game (python_ref/region.py), in float64."""
+
+    name: str
+    patches: Tensor  # [B, n, d]
+    text: Tensor  # [B, d]
+    masks: Tensor  # bool [B, R, n]
+    walks: int = 6
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def random_masks(B: int, R: int, n: int, share: float = 0.3, seed: int = 0) -> Tensor:
+    return torch.rand(B, R, n, generator=torch.Generator().manual_seed(seed)) < share
+
+
+def random_regions(name: str, B: int, R: int, n: int, d: int = 8, walks: int = 6, share: float = 0.3) -> Regions:
+    return Regions(name, random_pairs(B, n, d), random_pairs(B, 1, d, 1)[:, 0], random_masks(B, R, n, share), walks)
+
+
+def region_problems(small: bool = False) -> list[Regions]:
+    """Problems for every implementation; `small` for those that interpret each thread."""
+    steps = torch.arange(9)
+    special = torch.stack([steps < k for k in range(10)])  # no patch, one, .., all
+    zeros = random_regions("zero-patches", 2, 4, 7)
+    zeros.patches[0, ::2] = 0
+    zeros.patches[1] = 0
+    problems = [
+        random_regions("1-patch", 2, 2, 1, share=0.6),
+        random_regions("2-patches", 2, 5, 2, share=0.6),
+        Regions("every-size", random_pairs(1, 9, 5), random_pairs(1, 1, 5)[0], special.unsqueeze(0)),
+        random_regions("one-walk", 3, 3, 6, walks=1),
+        random_regions("17-walks", 2, 2, 5, walks=17),
+        random_regions("64-patches", 1, 3, 64, walks=2),
+        random_regions("65-patches", 1, 3, 65, walks=2),
+        random_regions("33-regions", 1, 33, 8, walks=3),
+        random_regions("large-regions", 1, 3, 20, share=0.9),
+        zeros,
+        random_regions("no-image", 0, 2, 5),
+        random_regions("no-region", 2, 0, 5),
+        random_regions("no-walk", 2, 2, 5, walks=0),
+    ]
+    if small:
+        return problems
+    return [
+        *problems,
+        random_regions("49-patches", 5, 32, 49, 64, 40),
+        random_regions("196-patches", 2, 7, 196, 32, 35),
+        random_regions("1024-patches", 1, 2, 1024, 16, 3, 0.1),
+        random_regions("300-regions", 1, 300, 12, walks=3),
+    ]

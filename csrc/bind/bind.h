@@ -29,6 +29,7 @@ void check_lengths(const PairwiseCall& call);  // of a call whose tensors are on
 void bind_coalitions(pybind11::module_& module);
 void bind_moments(pybind11::module_& module);
 void bind_pairwise(pybind11::module_& module);
+void bind_region(pybind11::module_& module);
 void bind_sides(pybind11::module_& module);
 
 }  // namespace loupe

@@ -19,5 +19,6 @@ PYBIND11_MODULE(_C, module) {
   bind_coalitions(module);
   bind_moments(module);
   bind_pairwise(module);
+  bind_region(module);
   bind_sides(module);
 }

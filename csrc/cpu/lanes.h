@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <new>
 #include <type_traits>
 #include <utility>
 
@@ -87,15 +86,6 @@ LOUPE_INLINE void transpose(Vec<T> (&row)[kLanes], std::integer_sequence<int, L.
     }
   if constexpr (2 * distance < kLanes) transpose<2 * distance, T>(row, lanes);
 }
-
-template <class T>
-struct Buffer {  // uninitialised, aligned to a cache line
-  LOUPE_INLINE explicit Buffer(int64_t n) : data(static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64)))) {}
-  Buffer(const Buffer&) = delete;
-  LOUPE_INLINE ~Buffer() { ::operator delete(data, std::align_val_t(64)); }
-  LOUPE_INLINE operator T*() { return data; }
-  T* data;
-};
 
 // Two numbers of one matrix entry, kept together so that one scatter moves both.
 template <class T>

@@ -8,6 +8,7 @@
 #include "moments.h"
 
 #include "../core/half.h"
+#include "buffer.h"
 #include "lanes.h"
 #include "parallel.h"
 

@@ -5,24 +5,15 @@
 
 #include <algorithm>
 #include <memory>
-#include <new>
 
 #include "../core/half.h"
 #include "../core/pairwise.h"
+#include "buffer.h"
 #include "lanes.h"
 #include "parallel.h"
 
 namespace loupe::LOUPE_TARGET {
 namespace {
-
-template <class T>
-struct Buffer {  // uninitialised, aligned to a cache line
-  explicit Buffer(int64_t n) : data(static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64)))) {}
-  Buffer(const Buffer&) = delete;
-  ~Buffer() { ::operator delete(data, std::align_val_t(64)); }
-  operator T*() const { return data; }
-  T* data;
-};
 
 // A problem's rows are read and written by whole vectors wherever `room`, the entries left in the problem, allows: lanes
 // beyond the row's n are cleared when read, and written again by the next row when written.

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from loupe_ext.explain.laws import size_weights
 from loupe_ext.ops import pack_coalitions, sample_coalitions, sample_permutations, unpack_coalitions
-from loupe_ext.ops._checks import check_index
-from loupe_ext.ops.coalitions import MAX_PLAYERS, _check_int
+from loupe_ext.ops._checks import check_index, check_int
+from loupe_ext.ops.coalitions import MAX_PLAYERS
 
 DESIGNS = ("stratified", "bernoulli", "permutation")
 LEAST = 4  # coalitions of a size that is sampled, so that half of them with their complements still have a variance
@@ -72,7 +72,7 @@ class Plan:
 
     def split(self, parts: int) -> list[slice]:
         """The coalitions in `parts` slices of about equal length, to evaluate apart. Concatenate the values."""
-        _check_int("parts", parts, 1, 2**31)
+        check_int("parts", parts, 1, 2**31)
         edges = [len(self) * i // parts for i in range(parts + 1)]
         return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
@@ -139,9 +139,9 @@ def plan(
         TypeError, ValueError: an argument has the wrong type, or is out of its range; the budget is too small for one
             evaluation of what the design needs.
     """
-    _check_int("n", n, 1, MAX_PLAYERS)
-    _check_int("budget", budget, 1, 2**31 - 1)
-    _check_int("seed", seed, 0, 2**64 - 1)
+    check_int("n", n, 1, MAX_PLAYERS)
+    check_int("budget", budget, 1, 2**31 - 1)
+    check_int("seed", seed, 0, 2**64 - 1)
     check_index(index, p)
     if design not in DESIGNS:
         raise ValueError(f"design: expected one of {DESIGNS}, got {design!r}")
@@ -153,7 +153,7 @@ def plan(
     if pairs is not None:
         if design != "permutation":
             raise ValueError(f"pairs: expected None for design={design!r}, which serves all pairs, got {pairs!r}")
-        chosen = tuple((_check_int("pairs", i, 0, n - 1), _check_int("pairs", j, 0, n - 1)) for i, j in pairs)
+        chosen = tuple((check_int("pairs", i, 0, n - 1), check_int("pairs", j, 0, n - 1)) for i, j in pairs)
         if not chosen or any(i == j for i, j in chosen) or len({frozenset(pair) for pair in chosen}) < len(chosen):
             raise ValueError(f"pairs: expected distinct pairs of distinct players, got {pairs!r}")
     if n <= 30 and budget >= 2**n:

@@ -3,12 +3,15 @@
 from loupe_ext.ops.coalitions import pack_coalitions, sample_coalitions, sample_permutations, unpack_coalitions
 from loupe_ext.ops.moments import coalition_moments
 from loupe_ext.ops.pairwise import pairwise_interactions
+from loupe_ext.ops.region import boxes_to_regions, region_interactions
 from loupe_ext.ops.sides import shapley_values
 
 __all__ = [
+    "boxes_to_regions",
     "coalition_moments",
     "pack_coalitions",
     "pairwise_interactions",
+    "region_interactions",
     "sample_coalitions",
     "sample_permutations",
     "shapley_values",

@@ -48,6 +48,14 @@ def check_lengths(name: str, value: object, shape: torch.Size, device: torch.dev
         raise ValueError(f"{name}: expected device {device}, got {value.device}")
 
 
+def check_int(name: str, value: object, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if not least <= value <= most:
+        raise ValueError(f"{name}: expected {least} to {most}, got {value}")
+    return value
+
+
 def check_index(index: object, p: object) -> float | None:
     """The probability of the p-weighted Banzhaf index, or None for the Shapley index."""
     check_choice("index", index, ("shapley", "banzhaf"))

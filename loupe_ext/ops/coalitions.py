@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from loupe_ext import _C
-from loupe_ext.ops._checks import check_index
+from loupe_ext.ops._checks import check_index, check_int
 from loupe_ext.ops._native import address, current_stream, resolve_backend
 from loupe_ext.ops._register import register
 
@@ -136,21 +136,13 @@ def pack_coalitions(masks: Tensor) -> Tensor:
 
 
 def _check_packed(coalitions: object, num_players: int) -> int:
-    words = (_check_int("num_players", num_players, 0, MAX_PLAYERS) + 63) // 64
+    words = (check_int("num_players", num_players, 0, MAX_PLAYERS) + 63) // 64
     if not isinstance(coalitions, Tensor) or coalitions.dtype != torch.int64:
         got = coalitions.dtype if isinstance(coalitions, Tensor) else type(coalitions).__name__
         raise TypeError(f"coalitions: expected an int64 tensor, got {got}")
     if coalitions.dim() < 1 or coalitions.shape[-1] != words:
         raise ValueError(f"coalitions: expected shape [..., {words}], got {tuple(coalitions.shape)}")
     return words
-
-
-def _check_int(name: str, value: object, least: int, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if not least <= value <= most:
-        raise ValueError(f"{name}: expected {least} to {most}, got {value}")
-    return value
 
 
 def _sample(
@@ -167,13 +159,13 @@ def _sample(
     stratified: bool = False,
     threshold: int = 0,
 ) -> Tensor:
-    _check_int("num_players", num_players, 0, MAX_PLAYERS)
-    problems = 1 if num_problems is None else _check_int("num_problems", num_problems, 0, 2**31)
+    check_int("num_players", num_players, 0, MAX_PLAYERS)
+    problems = 1 if num_problems is None else check_int("num_problems", num_problems, 0, 2**31)
     last = 2**32 - 2  # one counter is kept for the starts of stratified sizes
-    _check_int("num_samples", num_samples, 0, last)
-    _check_int("first_problem", first_problem, 0, 2**62)
-    _check_int("first_sample", first_sample, 0, last - num_samples)
-    _check_int("seed", seed, 0, 2**64 - 1)
+    check_int("num_samples", num_samples, 0, last)
+    check_int("first_problem", first_problem, 0, 2**62)
+    check_int("first_sample", first_sample, 0, last - num_samples)
+    check_int("seed", seed, 0, 2**64 - 1)
     device = torch.device(device)
     resolve_backend(backend, device)
     signed = seed - 2**64 if seed >= 2**63 else seed  # an op's integers are signed

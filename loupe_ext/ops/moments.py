@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from loupe_ext import _C
-from loupe_ext.ops._checks import check_floating, check_no_tangent, check_tensor
+from loupe_ext.ops._checks import check_floating, check_int, check_no_tangent, check_tensor
 from loupe_ext.ops._native import address, current_stream, dense_lengths, dtype_name, on_device, resolve_backend
 from loupe_ext.ops._register import register
-from loupe_ext.ops.coalitions import MAX_PLAYERS, _check_int
+from loupe_ext.ops.coalitions import MAX_PLAYERS
 
 
 def coalition_moments(
@@ -73,7 +73,7 @@ def coalition_moments(
     if offsets is not None:
         check_tensor("offsets", offsets)
     check_no_tangent("values", values)
-    _check_int("n", n, 1, MAX_PLAYERS)
+    check_int("n", n, 1, MAX_PLAYERS)
     resolve_backend(backend, values.device)
     if values.dim() not in (1, 2):
         raise ValueError(f"values: expected shape [S] or [C, S], got {tuple(values.shape)}")

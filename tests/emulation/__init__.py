@@ -124,3 +124,23 @@ def moments(
     if values.numel() == 0 or groups == 0:
         return torch.zeros(shape, dtype=values.dtype)
     return torch.frombuffer(bytearray(run(_HERE / "moments.cpp", stdin, environment)), dtype=values.dtype).view(shape)
+
+
+def region_walks(
+    values: Tensor, gram: Tensor, regions: Tensor, orders: Tensor, prefixes: bool, **environment: str
+) -> Tensor:
+    """`torch.ops.loupe.region_walks` of csrc/cuda/region.cu."""
+    (B, n), R, K = values.shape, regions.shape[1], orders.shape[1]
+    head = np.array([B, R, K, n, prefixes, _DTYPES.index(values.dtype)], dtype=np.int64)
+    stdin = b"".join([head.tobytes(), *(_bytes(x) for x in (values, gram, regions, orders))])
+    stdout = run(_HERE / "region.cpp", stdin, environment)
+    out = torch.frombuffer(bytearray(stdout), dtype=values.dtype) if stdout else values.new_empty(0)
+    return out.view(B, R, K)
+
+
+def region_maxima(scores: Tensor, order: Tensor, regions: Tensor, slopes: Tensor, lengths: Tensor) -> Tensor:
+    """`torch.ops.loupe.region_maxima` of csrc/cuda/region_maxima.cu."""
+    (B, N, n), R = scores.shape, regions.shape[1]
+    head = np.array([B, R, N, n, _DTYPES.index(scores.dtype)], dtype=np.int64)
+    stdin = b"".join([head.tobytes(), *(_bytes(x) for x in (scores, order, regions, slopes, lengths))])
+    return torch.frombuffer(bytearray(run(_HERE / "region_maxima.cpp", stdin)), dtype=scores.dtype).view(B, R)
