@@ -261,6 +261,19 @@ def test_results_are_kept_to_the_last_digit(tmp_path):
     assert all(found.pairs[found.players.index(a), found.players.index(b)] == value for a, b, value in top)
 
 
+@pytest.mark.parametrize("method", ["closed form", "stratified"])
+def test_values_alone(method, tmp_path):
+    game = games.LateInteraction(random(9, 3))
+    found = loupe_ext.interactions(game, order=1, method=method, budget=400)
+    assert found.order == 1
+    assert found.pairs is found.pair_errors is None
+    assert torch.equal(found.values, loupe_ext.interactions(game, method=method, budget=400).values)
+    found.save(tmp_path / "found.json")
+    assert loupe_ext.Interactions.load(tmp_path / "found.json").pairs is None
+    with pytest.raises(ValueError, match="order 2, got order 1"):
+        found.top()
+
+
 @pytest.mark.parametrize("index", ["shapley", "banzhaf"])
 def test_shapiq_agrees(index):
     shapiq = pytest.importorskip("shapiq")
@@ -330,6 +343,7 @@ PLAN = loupe_ext.plan(8, 60)
         (lambda: games.Function(lambda m: m.double(), 3)(torch.ones(2, 3, dtype=torch.bool)), ValueError, "function"),
         (lambda: loupe_ext.interactions(lambda m: m), TypeError, "game: expected a Game"),
         (lambda: loupe_ext.interactions(games.MaxSim(X), method="magic"), ValueError, "method"),
+        (lambda: loupe_ext.interactions(games.MaxSim(X), order=3), ValueError, "order: expected 1 to 2"),
         (
             lambda: loupe_ext.interactions(games.PooledCosine(X, X[0]), method="closed form"),
             ValueError,

@@ -6,7 +6,7 @@ from loupe_ext.explain.aggregate import aggregate
 from loupe_ext.explain.plan import plan
 from loupe_ext.explain.results import Interactions
 from loupe_ext.games import Game
-from loupe_ext.ops._checks import check_choice, check_index
+from loupe_ext.ops._checks import check_choice, check_index, check_int
 
 METHODS = ("auto", "closed form", "stratified", "bernoulli", "permutation")
 
@@ -14,6 +14,7 @@ METHODS = ("auto", "closed form", "stratified", "bernoulli", "permutation")
 def interactions(
     game: Game,
     *,
+    order: int = 2,
     index: str = "shapley",
     p: float = 0.5,
     method: str = "auto",
@@ -25,6 +26,7 @@ def interactions(
 
     Args:
         game: `MaxMean`, `MaxSim`, `LateInteraction`, `PooledCosine`, `Function` of `loupe_ext.games`, or your own.
+        order: 2, or 1 for the players' values alone.
         index: "shapley" or "banzhaf" (with `p`).
         method: "auto": the closed form where the game has one, else "stratified"; or one of "closed form",
             "stratified", "bernoulli", "permutation" (designs of `plan`). The result says which it was.
@@ -37,6 +39,7 @@ def interactions(
     """
     if not isinstance(game, Game):
         raise TypeError(f"game: expected a Game (wrap a function in games.Function), got {type(game).__name__}")
+    check_int("order", order, 1, 2)
     check_index(index, p)
     check_choice("method", method, METHODS)
     known = game.exact(index, p) if method in ("auto", "closed form") else None
@@ -46,7 +49,8 @@ def interactions(
         design = "stratified" if method == "auto" else method
         planned = plan(game.n, budget, index=index, p=p, design=design, seed=seed)
         worth = torch.cat([game(planned.masks(part)) for part in planned.split(1 + len(planned) // 2**14)])
-        return aggregate(planned, worth, control=control, players=list(game.players))
+        return aggregate(planned, worth, control=control, players=list(game.players)).of_order(order)
     values = known.diagonal().clone()
     pairs = known - torch.diag(values)
-    return Interactions(values, pairs, torch.zeros_like(values), torch.zeros_like(pairs), game.players, index, p)
+    found = Interactions(values, pairs, torch.zeros_like(values), torch.zeros_like(pairs), game.players, index, p)
+    return found.of_order(order)

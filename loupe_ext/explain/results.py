@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ class Interactions:
 
     Attributes:
         values: [n] (or [C, n], of C games): the Shapley (Banzhaf) value of each player.
-        pairs: [n, n] (or [C, n, n]), symmetric, 0 on the diagonal: the interaction of each pair.
+        pairs: [n, n] (or [C, n, n]), symmetric, 0 on the diagonal: the interaction of each pair. None in a result of
+            order 1.
         value_errors, pair_errors: their standard errors; 0 where exact, NaN where unknown.
         players: names of the players.
         index, p: "shapley", or "banzhaf" with its probability.
@@ -29,9 +30,9 @@ class Interactions:
     """
 
     values: Tensor
-    pairs: Tensor
+    pairs: Tensor | None
     value_errors: Tensor
-    pair_errors: Tensor
+    pair_errors: Tensor | None
     players: tuple[str, ...]
     index: str = "shapley"
     p: float = 0.5
@@ -42,6 +43,15 @@ class Interactions:
     def n(self) -> int:
         return len(self.players)
 
+    @property
+    def order(self) -> int:
+        """2 with the interactions of pairs, 1 with values alone."""
+        return 1 if self.pairs is None else 2
+
+    def of_order(self, order: int) -> "Interactions":
+        """The same, or for order 1 its values alone."""
+        return self if order == 2 else replace(self, pairs=None, pair_errors=None)
+
     def __repr__(self) -> str:
         law = self.index if self.index == "shapley" else f"{self.index}, p={self.p}"
         games = f"{len(self.values)} games, " if self.values.dim() == 2 else ""
@@ -49,23 +59,23 @@ class Interactions:
 
     def top(self, k: int = 10) -> list[tuple[str, str, float]]:
         """The `k` pairs whose interactions are largest in size, as (player, player, interaction). NaN last."""
-        self._one_game()
+        pairs = self._pairs_of_one_game()
         i, j = torch.triu_indices(self.n, self.n, 1)
-        order = self.pairs[i, j].abs().nan_to_num(-1.0).argsort(descending=True, stable=True)[:k]
-        return [
-            (self.players[a], self.players[b], self.pairs[a, b].item()) for a, b in zip(i[order], j[order], strict=True)
-        ]
+        order = pairs[i, j].abs().nan_to_num(-1.0).argsort(descending=True, stable=True)[:k]
+        return [(self.players[a], self.players[b], pairs[a, b].item()) for a, b in zip(i[order], j[order], strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and lists."""
-        tensors = {name: getattr(self, name).tolist() for name in _TENSORS}
+        tensors = {name: None if (x := getattr(self, name)) is None else x.tolist() for name in _TENSORS}
         rest = {"players": list(self.players), "index": self.index, "p": self.p}
         return {**rest, "method": self.method, "evaluations": self.evaluations, **tensors}
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> "Interactions":
         """The reverse of `to_dict`."""
-        tensors = {name: torch.tensor(stored[name], dtype=torch.float64) for name in _TENSORS}
+        tensors = {
+            name: None if stored[name] is None else torch.tensor(stored[name], dtype=torch.float64) for name in _TENSORS
+        }
         return cls(**{**stored, "players": tuple(stored["players"]), **tensors})
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -86,14 +96,14 @@ class Interactions:
 
     def to_shapiq(self) -> Any:
         """As shapiq's `InteractionValues` of order 2: "SII" (Shapley) or "BII" (Banzhaf, p = 1/2)."""
-        self._one_game()
+        pairs = self._pairs_of_one_game()
         if self.index == "banzhaf" and self.p != 0.5:
             raise ValueError(f"p: expected 0.5, the Banzhaf index that shapiq knows, got {self.p}")
         with needs("shapiq", "shapiq"):
             import numpy as np
             from shapiq import InteractionValues
         singles = {(i,): self.values[i].item() for i in range(self.n)}
-        doubles = {(i, j): self.pairs[i, j].item() for i in range(self.n) for j in range(i + 1, self.n)}
+        doubles = {(i, j): pairs[i, j].item() for i in range(self.n) for j in range(i + 1, self.n)}
         lookup = {players: at for at, players in enumerate([*singles, *doubles])}
         return InteractionValues(
             values=np.array([*singles.values(), *doubles.values()]),
@@ -109,12 +119,12 @@ class Interactions:
 
     def plot(self, axes: Any = None) -> Any:
         """A heat map of the pairs with the values on the diagonal, on matplotlib's `axes` (None: new ones)."""
-        self._one_game()
+        pairs = self._pairs_of_one_game()
         with needs("matplotlib"):
             import matplotlib.pyplot as plt
         if axes is None:
             _, axes = plt.subplots(layout="constrained")
-        shown = self.pairs + torch.diag(self.values)
+        shown = pairs + torch.diag(self.values)
         limit = shown.nan_to_num().abs().max().item() or 1.0
         picture = axes.imshow(shown.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
         axes.set_xticks(range(self.n), self.players, rotation=90)
@@ -122,6 +132,9 @@ class Interactions:
         axes.figure.colorbar(picture, ax=axes, label="interaction; on the diagonal: value")
         return axes
 
-    def _one_game(self) -> None:
+    def _pairs_of_one_game(self) -> Tensor:
+        if self.pairs is None:
+            raise ValueError("interactions: expected those of order 2, got order 1, which has values alone")
         if self.values.dim() != 1:
             raise ValueError(f"interactions: expected those of one game, got {len(self.values)} games")
+        return self.pairs
