@@ -238,6 +238,38 @@ def test_large_common_values_cost_no_digits():
     torch.testing.assert_close(as_matrix(found), game.exact(), rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("design", ["stratified", "permutation"])
+def test_large_interactions_do_not_drown_their_standard_errors(design):
+    """All pairs interact by 2^26 more, which float64 adds to these values without rounding."""
+    worth = (random(2**10) * 2**20).round() / 2**20
+    plan = loupe_ext.plan(10, 400, design=design)
+    masks = plan.masks()
+    rows, size = (masks.long() << torch.arange(10)).sum(1), masks.sum(1)
+    small = loupe_ext.aggregate(plan, worth[rows], fit=False)
+    large = loupe_ext.aggregate(plan, worth[rows] + 2.0**25 * size * (size - 1), fit=False)
+    torch.testing.assert_close(large.pair_errors, small.pair_errors, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+def test_standard_errors_are_known_wherever_a_size_has_a_few_coalitions():
+    plan = loupe_ext.plan(30, 420)
+    found = loupe_ext.aggregate(plan, random(len(plan)))
+    assert not found.pair_errors.isnan().any()
+    assert not found.value_errors.isnan().any()
+
+
+@pytest.mark.parametrize("pairs", [None, [(0, 1)]])
+@pytest.mark.filterwarnings("error")
+def test_a_single_pair_of_walks_has_no_standard_error(pairs):
+    least = 2 + 2 * 14 if pairs is None else 2 * 4 * 7
+    plan = loupe_ext.plan(8, least, design="permutation", pairs=pairs)
+    assert len(plan) == least
+    found = loupe_ext.aggregate(plan, random(len(plan)))
+    assert found.value_errors.isnan().all()
+    assert found.pair_errors[0, 1].isnan()
+    with pytest.raises(ValueError, match=f"budget: expected at least {least}"):
+        loupe_ext.plan(8, least - 1, design="permutation", pairs=pairs)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 64, 65, 130])
 def test_few_and_many_players(n):
     budget = min(2**n, 3000)

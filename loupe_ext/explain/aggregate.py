@@ -10,6 +10,7 @@ from loupe_ext.explain.plan import Group, Plan, pattern_weights, walk_orders
 from loupe_ext.explain.results import Interactions
 from loupe_ext.games import Game
 from loupe_ext.ops import coalition_moments, unpack_coalitions
+from loupe_ext.ops._checks import check_tensor
 
 
 def aggregate(
@@ -18,8 +19,11 @@ def aggregate(
     r"""Values of all players and interactions of all pairs, from the values of a plan's coalitions.
 
     The estimate of a group of coalitions (those of one size) is a difference of means, over the coalitions that hold
-    both players, one of them, and neither; the sum over sizes, weighted by the index's law, is unbiased, and exact
-    where all coalitions of a size were evaluated. Two control variates make its error smaller:
+    both players, one of them, and neither; the sum over sizes, weighted by the index's law, is unbiased where each of
+    these occurs, and exact where all coalitions of a size were evaluated. Where one of these is missing, because few
+    coalitions of a size were drawn, the mean of the size stands in for its own, and its variance for its own: the
+    estimate is then biased. Budgets from about 12 n^2 are enough for the stratified design; a Banzhaf index with a
+    small or large p needs more in the Bernoulli design. Two control variates make the error smaller:
 
     - `fit`: of the sizes that were sampled, a game with pair terms is fitted to one half of the coalitions and
       subtracted on the other; its own interactions are known and added back. Fit and use on different halves keep the
@@ -37,16 +41,17 @@ def aggregate(
     Returns:
         `Interactions`, with float64 values [n] or [C, n] and pairs [n, n] or [C, n, n] and standard errors of the same
         shapes (0 where the result is exact, NaN where nothing is known about them). A pair that was never evaluated is
-        NaN. A NaN value makes its own game's results NaN.
+        NaN, and with chosen pairs all values are. A NaN or infinite value makes its own game's results NaN (in
+        the permutation design, those that depend on it). Gradients do not pass.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape or value.
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"plan: expected a Plan, got {type(plan).__name__}")
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"values: expected a floating tensor, got {got}")
+    check_tensor("values", values)
+    if not values.is_floating_point():
+        raise TypeError(f"values: expected a floating tensor, got {values.dtype}")
     if values.dim() not in (1, 2) or values.shape[-1] != len(plan):
         raise ValueError(f"values: expected shape [{len(plan)}] or [C, {len(plan)}], got {tuple(values.shape)}")
     if players is not None and len(players) != plan.n:
@@ -84,6 +89,8 @@ def _subtract_control(plan: Plan, y: Tensor, control: Game) -> tuple[Tensor, Ten
 
     The coefficient is fitted to the coalitions that were sampled, less the mean of their group.
     """
+    if not isinstance(control, Game):
+        raise TypeError(f"control: expected a Game, got {type(control).__name__}")
     if control.n != plan.n:
         raise ValueError(f"control: expected a game of {plan.n} players, got one of {control.n}")
     exact = control.exact(plan.index, plan.p)
@@ -131,7 +138,9 @@ class _Means:
     """
 
     def __init__(self, plan: Plan, y: Tensor, group: Group, pairs: Tensor, values: Tensor) -> None:
-        self.y, self.group = y[:, group.start : group.stop], group
+        y = y[:, group.start : group.stop]
+        level = y.sum(1, keepdim=True) / max(1, y.shape[1])
+        self.y, self.group = y - level, group  # squares of a large level would drown the variance
         self.coalitions, self.n = plan.coalitions[group.start : group.stop], plan.n
         both, one, none = (group.share * pairs).tolist()
         having, lacking = (group.share * values).tolist()
@@ -139,8 +148,7 @@ class _Means:
         weights = ((both, having), (-one, 0.0), (-one, 0.0), (none, -lacking))
         self.weights = torch.stack([w * (1 - diagonal) + v * diagonal for w, v in weights])[:, None]
         self.counts, self.sums = self.split(torch.cat([torch.ones_like(self.y[:1]), self.y])).tensor_split([1], 1)
-        level = self.y.sum(1)[:, None, None] / max(1, len(self.coalitions))
-        self.means = torch.where(self.counts > 0, self.sums / self.counts.clamp(min=1), level)
+        self.level, self.means = level[..., None], self.sums / self.counts.clamp(min=1)
 
     def split(self, channels: Tensor) -> Tensor:
         """Sums of channels [K, S] over the four kinds of coalitions: [4, K, n, n]."""
@@ -149,7 +157,7 @@ class _Means:
         return torch.stack([both, alone, alone.mT, channels.sum(1)[:, None, None] - both - alone - alone.mT])
 
     def estimate(self) -> Tensor:
-        return (self.weights * self.means).sum(0)
+        return (self.weights * (self.means + self.level)).sum(0)
 
     def variance(self) -> Tensor:
         """Of the estimate. A kind with fewer than two coalitions gets the variance of the whole group."""
@@ -172,7 +180,7 @@ class _Means:
 
 def _cross_fit(plan: Plan, y: Tensor) -> tuple[list[Group], Tensor, Tensor]:
     """Sampled groups cut in two, what the surrogates contribute [C, n, n], and the values less the other half's fit."""
-    sampled = [group for group in plan.groups if not group.exhaustive and group.stop - group.start > 1]
+    sampled = [group for group in plan.groups if not group.exhaustive and group.stop - group.start > 3]  # halves of two
     folds = [
         [slice(g.start + (g.stop - g.start) * f // 2, g.start + (g.stop - g.start) * (f + 1) // 2) for g in sampled]
         for f in (0, 1)
@@ -221,15 +229,18 @@ def _by_walks(plan: Plan, y: Tensor) -> tuple[Tensor, Tensor]:
         singles = (singles[:, 0::2] + singles[:, 1::2]) / 2
         gains, cells = (gains[:, 0::2] + gains[:, 1::2].flip(2)) / 2, cells[0::2]
     gains, cells = gains.flatten(1), cells.flatten()
-    count, total, square = (
-        torch.zeros(len(x), n * n, dtype=torch.float64).index_add_(1, cells, x)
-        for x in (torch.ones_like(gains[:1]), gains, gains.square())
-    )
-    mean, variance = _mean_and_variance(count, total, square)
+
+    def summed(x: Tensor) -> Tensor:
+        return torch.zeros(len(x), n * n, dtype=torch.float64).index_add_(1, cells, x)
+
+    count = summed(torch.ones_like(gains[:1]))
+    mean = summed(gains) / count  # NaN where there is none
+    squares = summed((gains - mean[:, cells]).square())
+    variance = torch.where(count > 1, squares / (count - 1).clamp(min=1) / count, torch.nan)
     mean, variance = (x.view(-1, n, n).triu(1) for x in (mean, variance))
     mean, variance = mean + mean.mT, variance + variance.mT
     mean.diagonal(dim1=1, dim2=2).copy_(singles.mean(1))
-    variance.diagonal(dim1=1, dim2=2).copy_(singles.var(1) / singles.shape[1])
+    variance.diagonal(dim1=1, dim2=2).copy_(_variance_of_mean(singles.mT))
     return mean, variance
 
 
@@ -243,12 +254,10 @@ def _by_pair_walks(plan: Plan, y: Tensor) -> tuple[Tensor, Tensor]:
     mean, variance = torch.full((2, len(y), plan.n, plan.n), torch.nan, dtype=torch.float64)
     i, j = torch.tensor(plan.pairs).T
     mean[:, i, j] = mean[:, j, i] = found.mean(-1)
-    variance[:, i, j] = variance[:, j, i] = found.var(-1) / found.shape[-1]
+    variance[:, i, j] = variance[:, j, i] = _variance_of_mean(found)
     return mean, variance
 
 
-def _mean_and_variance(count: Tensor, total: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of observations, NaN where there is none, and its variance, NaN where there are not two."""
-    mean = total / count
-    spread = (square - count * mean.square()).clamp(min=0) / (count - 1).clamp(min=1)
-    return mean, torch.where(count > 1, spread / count, torch.nan)
+def _variance_of_mean(x: Tensor) -> Tensor:
+    """Of the mean over the last dimension; NaN where that is one observation."""
+    return x.var(-1) / x.shape[-1] if x.shape[-1] > 1 else torch.full_like(x[..., 0], torch.nan)

@@ -86,10 +86,10 @@ class Plan:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Plan":
         """The plan that `save` wrote."""
-        stored = json.loads(Path(path).read_text())
         try:
+            stored = json.loads(Path(path).read_text())
             return plan(stored.pop("n"), stored.pop("budget"), **stored)
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(f"path: expected a saved plan, got {path} ({error})") from error
 
     @functools.cached_property
@@ -120,7 +120,8 @@ def plan(
 
     Args:
         n: players, 1 to 1024.
-        budget: evaluations at most. From 2^n on, every coalition is evaluated once, and the result is exact.
+        budget: evaluations at most. From 2^n on, every coalition is evaluated once, and the result is exact. (For a
+            Banzhaf index, sizes that hold less than 1e-12 of the weight are always left out.)
         index: "shapley" or "banzhaf" (with `p`): the law of the coalitions that the interactions average over.
         p: a player's probability in "banzhaf", strictly between 0 and 1.
         design: how coalitions are chosen.
@@ -153,15 +154,24 @@ def plan(
     if pairs is not None:
         if design != "permutation":
             raise ValueError(f"pairs: expected None for design={design!r}, which serves all pairs, got {pairs!r}")
-        chosen = tuple((check_int("pairs", i, 0, n - 1), check_int("pairs", j, 0, n - 1)) for i, j in pairs)
+        chosen = _check_pairs(pairs, n)
         if not chosen or any(i == j for i, j in chosen) or len({frozenset(pair) for pair in chosen}) < len(chosen):
             raise ValueError(f"pairs: expected distinct pairs of distinct players, got {pairs!r}")
     if n <= 30 and budget >= 2**n:
         design, chosen = "stratified", None
-    least = {"stratified": LEAST * (n + 1), "bernoulli": 2, "permutation": 2 + 2 * _per_walk(n, chosen)}[design]
-    if budget < min(least, 2 ** min(n, 30)):
+    walks = _shared(chosen) + 2 * _per_walk(n, chosen)
+    least = min({"stratified": LEAST * (n + 1), "bernoulli": 2, "permutation": walks}[design], 2**n)
+    if budget < least:
         raise ValueError(f"budget: expected at least {least} for design={design!r}, got {budget}")
     return Plan(n, budget, index, float(p), design, chosen, seed, bool(antithetic))
+
+
+def _check_pairs(pairs: Sequence[tuple[int, int]], n: int) -> tuple[tuple[int, int], ...]:
+    try:
+        listed = [(i, j) for i, j in pairs]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"pairs: expected a sequence of pairs of players, got {pairs!r}") from error
+    return tuple((check_int("pairs", i, 0, n - 1), check_int("pairs", j, 0, n - 1)) for i, j in listed)
 
 
 def pattern_weights(plan: Plan) -> tuple[Tensor, Tensor]:
@@ -295,10 +305,14 @@ def _per_walk(n: int, pairs: Sequence[tuple[int, int]] | None) -> int:
     return 2 * n - 2 if pairs is None else len(pairs) * 4 * (n - 1)
 
 
+def _shared(pairs: Sequence[tuple[int, int]] | None) -> int:
+    """Evaluations that serve all walks: those of the empty and the full coalition."""
+    return 2 if pairs is None else 0
+
+
 def walk_orders(plan: Plan) -> Tensor:
     """int64 [walks, players walked]: the permutation design's permutations; of the others, where pairs are given."""
-    shared = 2 if plan.pairs is None else 0
-    walks = (plan.budget - shared) // _per_walk(plan.n, plan.pairs)
+    walks = (plan.budget - _shared(plan.pairs)) // _per_walk(plan.n, plan.pairs)
     walked = plan.n if plan.pairs is None else plan.n - 2
     return sample_permutations(walked, walks - walks % 2, seed=plan.seed, antithetic=plan.antithetic).long()
 
