@@ -8,7 +8,7 @@ from torch import Tensor
 
 from loupe_ext.explain.laws import size_weights
 from loupe_ext.ops import pairwise_interactions, shapley_values
-from loupe_ext.ops._checks import check_floating, check_tensor
+from loupe_ext.ops._checks import check_floating, check_index, check_int, check_tensor
 
 
 class Game(ABC):
@@ -18,6 +18,7 @@ class Game(ABC):
     """
 
     def __init__(self, n: int, players: Sequence[str] | None = None) -> None:
+        check_int("n", n, 1, 2**31 - 1)
         if players is not None and len(players) != n:
             raise ValueError(f"players: expected {n} names, got {len(players)}")
         self.n = n
@@ -29,8 +30,9 @@ class Game(ABC):
             raise TypeError(f"masks: expected a bool tensor, got {masks.dtype}")
         if masks.dim() != 2 or masks.shape[1] != self.n:
             raise ValueError(f"masks: expected shape [S, {self.n}], got {tuple(masks.shape)}")
-        parts = [self._worth(part) for part in masks.split(self._batch)]
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+        if not len(masks):
+            return torch.zeros(0, dtype=torch.float64)
+        return torch.cat([self._worth(part) for part in masks.split(self._batch)])
 
     def exact(self, index: str = "shapley", p: float = 0.5) -> Tensor | None:
         """Interactions of all pairs in closed form, float64 [n, n], values on the diagonal; None if unknown."""
@@ -136,7 +138,7 @@ class LateInteraction(_Scores):
         -Psi of the smaller, which the larger one hides; those below it are the same whether one or both are left out.
         """
         n = self.n
-        law = None if index == "shapley" else p
+        law = check_index(index, p)
         best = self.scores.amax(1)
         values = _mean_values(best, size_weights(n - 1, index, p)) + _gains(self.scores, n - 1, law).mean(1)
         if n == 1:
@@ -190,11 +192,13 @@ class Function(Game):
         self, function: Callable[[Tensor], Tensor], n: int, players: Sequence[str] | None = None, batch: int = 1024
     ) -> None:
         super().__init__(n, players)
-        self.function, self._batch = function, batch
+        if not callable(function):
+            raise TypeError(f"function: expected a callable, got {type(function).__name__}")
+        self.function, self._batch = function, check_int("batch", batch, 1, 2**31 - 1)
 
     @torch.no_grad()
     def _worth(self, masks: Tensor) -> Tensor:
-        found = self.function(masks)
+        found = self.function(masks.clone())  # which it may change
         check_tensor("function", found)
         check_floating("function", found)
         if found.shape != (len(masks),):

@@ -1,6 +1,7 @@
 """Plans, aggregation, games and results: unbiased, calibrated, exact where they can be, and kept to the bit."""
 
 import itertools
+import json
 import math
 
 import pytest
@@ -322,6 +323,8 @@ def test_plot():
     matplotlib.use("Agg")
     axes = loupe_ext.interactions(games.LateInteraction(random(5, 3))).plot()
     assert len(axes.get_xticklabels()) == 5
+    axes = loupe_ext.interactions(games.LateInteraction(random(61, 3))).plot()
+    assert [label.get_text() for label in axes.get_yticklabels()][:3] == ["0", "3", "6"]
 
 
 X = random(4, 3)
@@ -342,6 +345,9 @@ PLAN = loupe_ext.plan(8, 60)
         (lambda: loupe_ext.plan(8, 60, design="permutation", pairs=[(0, 8)]), ValueError, "pairs"),
         (lambda: loupe_ext.plan(8, 60, design="permutation", pairs=[(0, 0)]), ValueError, "pairs"),
         (lambda: loupe_ext.plan(8, 60, design="permutation", pairs=[(0, 1), (1, 0)]), ValueError, "pairs"),
+        (lambda: loupe_ext.plan(8, 60, design="permutation", pairs=[(0, 1, 2)]), TypeError, "pairs: expected a seq"),
+        (lambda: loupe_ext.plan(8, 60, design="permutation", pairs=5), TypeError, "pairs: expected a sequence"),
+        (lambda: loupe_ext.plan(3, 7), ValueError, "budget: expected at least 8"),
         (lambda: loupe_ext.plan(8, 60, seed=-1), ValueError, "seed"),
         (lambda: PLAN.split(0), ValueError, "parts"),
         (lambda: loupe_ext.aggregate(PLAN, torch.zeros(3)), ValueError, "values: expected shape"),
@@ -364,6 +370,19 @@ PLAN = loupe_ext.plan(8, 60)
             ValueError,
             "control: .* closed form",
         ),
+        (lambda: loupe_ext.aggregate(PLAN, torch.zeros(len(PLAN)).to_sparse()), TypeError, "values: expected a dense"),
+        (
+            lambda: loupe_ext.aggregate(PLAN, torch.zeros(len(PLAN)), control=lambda m: m),
+            TypeError,
+            "control: expected a Game",
+        ),
+        (lambda: games.LateInteraction(X).exact("shaply"), ValueError, "index: expected"),
+        (lambda: games.LateInteraction(X).exact("banzhaf", 2.0), ValueError, "p: expected"),
+        (lambda: games.Function(len, 0), ValueError, "n: expected 1"),
+        (lambda: games.Function(len, 2.5), TypeError, "n: expected an int"),
+        (lambda: games.Function(len, 3, batch=0), ValueError, "batch: expected 1"),
+        (lambda: games.Function(3, 3), TypeError, "function: expected a callable"),
+        (lambda: loupe_ext.interactions(games.MaxSim(X)).top(-1), ValueError, "k: expected 0"),
         (lambda: games.MaxMean(X, X[:2]), ValueError, "col_scores: expected the shape"),
         (lambda: games.MaxMean(X[0]), ValueError, "scores: expected a matrix"),
         (lambda: games.MaxSim(X.long()), TypeError, "scores"),
@@ -388,8 +407,36 @@ def test_bad_input_is_named(call, error, said):
         call()
 
 
-def test_files_that_hold_something_else(tmp_path):
-    (tmp_path / "x.json").write_text('{"n": 3}')
+@pytest.mark.parametrize("held", [b'{"n": 3}', b"", b'{"n": 8, "bud', b"[]", b"\xff\x00"])
+def test_files_that_hold_something_else(held, tmp_path):
+    (tmp_path / "x.json").write_bytes(held)
     for load in (Plan.load, loupe_ext.Interactions.load):
         with pytest.raises(ValueError, match="path: expected"):
             load(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"values": [1.0]},
+        {"values": None},
+        {"pairs": [[1.0]]},
+        {"pairs": [[1.0, 2.0], [3.0]]},
+        {"pair_errors": None},
+        {"players": ["a"]},
+        {"index": "owen"},
+    ],
+)
+def test_results_that_do_not_fit_together(changed, tmp_path):
+    stored = loupe_ext.interactions(games.MaxSim(X)).to_dict()
+    (tmp_path / "x.json").write_text(json.dumps({**stored, **changed}))
+    with pytest.raises(ValueError, match="path: expected"):
+        loupe_ext.Interactions.load(tmp_path / "x.json")
+
+
+def test_functions_may_change_their_masks_and_see_none_without_coalitions():
+    game = games.Function(lambda masks: masks.logical_not_().amax(0)[:1].expand(len(masks)).double(), 3)
+    masks = torch.ones(2, 3, dtype=torch.bool)
+    game(masks)
+    assert masks.all()
+    assert game(masks[:0]).shape == (0,)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from loupe_ext.extras import needs
+from loupe_ext.ops._checks import check_index, check_int, check_tensor
 
 _TENSORS = ("values", "pairs", "value_errors", "pair_errors")
 
@@ -39,6 +40,17 @@ class Interactions:
     method: str = "exact, closed form"
     evaluations: int = 0
 
+    def __post_init__(self) -> None:
+        check_index(self.index, self.p)
+        for name in _TENSORS:
+            x, dims = getattr(self, name), 2 if "pair" in name else 1
+            if dims == 2 and self.pairs is self.pair_errors is None:
+                continue
+            check_tensor(name, x)
+            expected = (*self.values.shape[:-1][:1], *[self.n] * dims)
+            if x.shape != expected:
+                raise ValueError(f"{name}: expected shape {expected}, got {tuple(x.shape)}")
+
     @property
     def n(self) -> int:
         return len(self.players)
@@ -59,6 +71,7 @@ class Interactions:
 
     def top(self, k: int = 10) -> list[tuple[str, str, float]]:
         """The `k` pairs whose interactions are largest in size, as (player, player, interaction). NaN last."""
+        check_int("k", k, 0, 2**31)
         pairs = self._pairs_of_one_game()
         i, j = torch.triu_indices(self.n, self.n, 1)
         order = pairs[i, j].abs().nan_to_num(-1.0).argsort(descending=True, stable=True)[:k]
@@ -88,10 +101,9 @@ class Interactions:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Interactions":
         """What `save` wrote."""
-        stored = json.loads(Path(path).read_text())
         try:
-            return cls.from_dict(stored)
-        except (TypeError, KeyError) as error:
+            return cls.from_dict(json.loads(Path(path).read_text()))
+        except (TypeError, ValueError, KeyError) as error:
             raise ValueError(f"path: expected saved interactions, got {path} ({error})") from error
 
     def to_shapiq(self) -> Any:
@@ -118,7 +130,10 @@ class Interactions:
         )
 
     def plot(self, axes: Any = None) -> Any:
-        """A heat map of the pairs with the values on the diagonal, on matplotlib's `axes` (None: new ones)."""
+        """A heat map of the pairs with the values on the diagonal, on matplotlib's `axes` (None: new ones).
+
+        NaN is grey. Of more than 30 players, not all are named.
+        """
         pairs = self._pairs_of_one_game()
         with needs("matplotlib"):
             import matplotlib.pyplot as plt
@@ -127,8 +142,10 @@ class Interactions:
         shown = pairs + torch.diag(self.values)
         limit = shown.nan_to_num().abs().max().item() or 1.0
         picture = axes.imshow(shown.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
-        axes.set_xticks(range(self.n), self.players, rotation=90)
-        axes.set_yticks(range(self.n), self.players)
+        axes.set_facecolor("grey")  # shows through where there is no number
+        step = -(-self.n // 30)
+        axes.set_xticks(range(0, self.n, step), self.players[::step], rotation=90, fontsize=8)
+        axes.set_yticks(range(0, self.n, step), self.players[::step], fontsize=8)
         axes.figure.colorbar(picture, ax=axes, label="interaction; on the diagonal: value")
         return axes
 
