@@ -175,7 +175,7 @@ class PooledCosine(Game):
 
     def _worth(self, masks: Tensor) -> Tensor:
         x = masks.double()
-        least = 1e-24 * self.gram.trace().clamp(min=torch.finfo(torch.float64).tiny)
+        least = (1e-24 * self.gram.trace()).clamp(min=torch.finfo(torch.float64).tiny)
         return (x @ self.alignment) / ((x @ self.gram) * x).sum(1).clamp(min=least).sqrt()
 
 

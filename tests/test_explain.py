@@ -232,6 +232,18 @@ def test_nan_stays_in_its_own_game():
     assert torch.equal(found.pairs[1], clean.pairs[1])
 
 
+def test_nan_leaves_the_diagonal_of_a_closed_form():
+    scores = random(4, 3)
+    scores[1, 2] = torch.nan
+    for game in (games.MaxMean(scores), games.MaxSim(scores), games.LateInteraction(scores)):
+        assert (loupe_ext.interactions(game).pairs.diagonal() == 0).all()
+
+
+def test_patches_of_no_length_are_worth_nothing():
+    worth = games.PooledCosine(torch.zeros(3, 2), random(2))(torch.eye(3, dtype=torch.bool))
+    assert (worth == 0).all()
+
+
 def test_large_common_values_cost_no_digits():
     game = games.LateInteraction(random(8, 2))
     plan = loupe_ext.plan(8, 256)

@@ -51,6 +51,6 @@ def interactions(
         worth = torch.cat([game(planned.masks(part)) for part in planned.split(1 + len(planned) // 2**14)])
         return aggregate(planned, worth, control=control, players=list(game.players)).of_order(order)
     values = known.diagonal().clone()
-    pairs = known - torch.diag(values)
+    pairs = known.clone().fill_diagonal_(0)
     found = Interactions(values, pairs, torch.zeros_like(values), torch.zeros_like(pairs), game.players, index, p)
     return found.of_order(order)
