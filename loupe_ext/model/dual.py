@@ -14,10 +14,11 @@ from loupe_ext.model.text import TextEncoder, phrase_of_words
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """Of B images with a grid of h x w patches. Everything but the boxes and confidences has length one."""
+    """Of B images with a grid of h x w patches. The features have length one."""
 
     pooled: Tensor  # [B, d]
     patches: Tensor  # [B, h, w, d]
+    weights: Tensor  # [B, h, w], of the patches in the sum that `pooled` is the direction of
     boxes: Tensor  # [B, hw, 4], the box that each patch proposes
     confidence: Tensor  # [B, hw], logits
 
@@ -82,7 +83,8 @@ class DualEncoder(nn.Module):
             boxes, confidence = self.region_head(tokens)
             weights = self.query(tokens).flatten(1).softmax(1)
             pooled = normalize(torch.einsum("bn,bnd->bd", weights, projected.flatten(1, 2)), dim=-1)
-            return ImageFeatures(pooled, normalize(projected, dim=-1), boxes, confidence)
+            weights = weights.view(projected.shape[:3]) * projected.norm(dim=-1)
+            return ImageFeatures(pooled, normalize(projected, dim=-1), weights, boxes, confidence)
 
     def encode_text(self, batch: Batch) -> TextFeatures:
         mask = batch.words != 0

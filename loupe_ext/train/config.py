@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from loupe_ext.extras import needs
+from loupe_ext.ops.region import GAMES
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,17 @@ class Config:
     late_interaction: float = 0.0
     region_phrase: float = 1.0
     fsa: float = 1.0
+    tsa: float = 0.0
     boxes: float = 2.0
 
-    window: int = 3  # side, in patches, of the windows that are the regions of these losses
+    window: int = 3  # side of the windows, in patches
     window_stride: int = 2
     fsa_temperature: float = 0.2
     negatives: bool = True  # whether the phrases of other captions compete in FSA
+    tsa_game: str = "pooled-cosine"  # or "late-interaction"
+    tsa_samples: int = 32  # walks an image, of the pooled cosine; the late interaction needs none
+    tsa_literal: bool = False  # label confidences with I(R), as the paper does, instead of -I(R)/|R|
+    regions: str = "windows"  # of the region losses; or "proposals", whose boxes then learn from these losses
     box_images: int = 32  # of a batch, that get pseudo boxes
     box_threshold: float = 0.3  # of the heat that makes a pseudo box
     scale: float = 10.0  # inverse temperatures start here
@@ -59,12 +65,15 @@ class Config:
                 raise TypeError(f"{field.name}: expected {kind.__name__}, got {value!r}")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"precision: expected 'auto', 'float32' or 'bfloat16', got {self.precision!r}")
+        for name, choices in (("tsa_game", GAMES), ("regions", ("windows", "proposals"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: expected one of {choices}, got {getattr(self, name)!r}")
         for name in ("train_size", "width", "dim", "proposals", "batch", "steps", "box_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.width % 4:
             raise ValueError(f"width: expected a multiple of the text encoder's 4 heads, got {self.width}")
-        weights = ("cmc", "late_interaction", "region_phrase", "fsa", "boxes")
+        weights = ("cmc", "late_interaction", "region_phrase", "fsa", "tsa", "boxes")
         for name in weights:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a weight, 0 or more, got {getattr(self, name)}")

@@ -5,16 +5,17 @@ import math
 import torch
 from torch import Tensor, nn
 
-from loupe_ext import losses
+from loupe_ext import boxes_to_regions, losses, region_interactions
 from loupe_ext.data.pairs import Batch
 from loupe_ext.model.dual import DualEncoder, ImageFeatures, Scale, TextFeatures
 from loupe_ext.model.heat import heat_boxes, heat_maps
+from loupe_ext.model.image import PATCH
 from loupe_ext.model.regions import centres, window_features
 from loupe_ext.train.config import Config
 
 
 class Task(nn.Module):
-    """L = cmc L_CMC + late_interaction L_LI + region_phrase L_RP + gate (fsa L_FSA + boxes L_boxes)."""
+    """L = cmc L_CMC + late_interaction L_LI + region_phrase L_RP + gate (fsa L_FSA + tsa L_TSA + boxes L_boxes)."""
 
     def __init__(self, config: Config, vocabulary: int) -> None:
         super().__init__()
@@ -37,7 +38,9 @@ class Task(nn.Module):
             parts["late_interaction"] = losses.late_interaction_loss(
                 image.patches.flatten(1, 2), text.words, self.scale_local(), text.lengths
             )
-        if c.region_phrase or c.fsa:
+        if c.tsa or c.regions == "proposals":
+            regions, boxes, confidence = image.proposals(c.proposals, c.overlap)
+        if c.regions == "windows" and (c.region_phrase or c.fsa):
             regions = window_features(image.patches, c.window, c.window_stride)
         if c.region_phrase:
             parts["region_phrase"] = losses.region_phrase_loss(
@@ -53,10 +56,12 @@ class Task(nn.Module):
                 temperature=c.fsa_temperature,
                 negatives=c.negatives,
             )
+        if c.tsa:
+            parts["tsa"] = self._token_level(image, text, boxes, confidence, step)
         if c.boxes:
             parts["boxes"] = self._box_loss(image, text)
         loss = sum(
-            getattr(c, name) * (gate if name in ("fsa", "boxes") else 1.0) * part for name, part in parts.items()
+            getattr(c, name) * (gate if name in ("fsa", "tsa", "boxes") else 1.0) * part for name, part in parts.items()
         )
         return {"loss": torch.as_tensor(loss), **parts}
 
@@ -70,6 +75,26 @@ class Task(nn.Module):
         if not contrasts or batch < 2:
             return 1.0
         return max(0.0, 1 - torch.stack(contrasts).mean().item() / math.log(batch)) ** 2
+
+    def _token_level(
+        self, image: ImageFeatures, text: TextFeatures, boxes: Tensor, confidence: Tensor, step: int
+    ) -> Tensor:
+        """L_TSA of the proposals, in the game whose worth is the similarity that the global or local losses train."""
+        c = self.config
+        masks = boxes_to_regions(boxes.detach(), *image.patches.shape[1:3], PATCH)
+        patches, words, lengths = image.patches.flatten(1, 2), text.words, text.lengths
+        if c.tsa_game == "pooled-cosine":
+            patches, words, lengths = patches * image.weights.flatten(1)[..., None], text.pooled, None
+        interactions, _ = region_interactions(
+            patches,
+            words,
+            masks,
+            game=c.tsa_game,
+            text_lengths=lengths,
+            num_samples=c.tsa_samples,
+            seed=c.seed * 1_000_003 + step,
+        )
+        return losses.tsa_loss(confidence, interactions, masks.sum(-1), literal=c.tsa_literal)
 
     def _box_loss(self, image: ImageFeatures, text: TextFeatures) -> Tensor:
         """Boxes learn from the model's own heat; the heat does not learn from the boxes."""
