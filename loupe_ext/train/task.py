@@ -81,16 +81,15 @@ class Task(nn.Module):
     ) -> Tensor:
         """L_TSA of the proposals, in the game whose worth is the similarity that the global or local losses train."""
         c = self.config
-        masks = boxes_to_regions(boxes.detach(), *image.patches.shape[1:3], PATCH)
-        patches, words, lengths = image.patches.flatten(1, 2), text.words, text.lengths
-        if c.tsa_game == "pooled-cosine":
-            patches, words, lengths = patches * image.weights.flatten(1)[..., None], text.pooled, None
+        _, h, w, _ = image.patches.shape
+        masks = boxes_to_regions(boxes.detach(), h, w, PATCH)
+        pooled = c.tsa_game == "pooled-cosine"
         interactions, _ = region_interactions(
-            patches,
-            words,
+            (image.patches * image.weights[..., None] if pooled else image.patches).flatten(1, 2),
+            text.pooled if pooled else text.words,
             masks,
             game=c.tsa_game,
-            text_lengths=lengths,
+            text_lengths=None if pooled else text.lengths,
             num_samples=c.tsa_samples,
             seed=c.seed * 1_000_003 + step,
         )
