@@ -3,7 +3,7 @@
 from loupe_ext.losses.boxes import box_loss
 from loupe_ext.losses.cmc import cmc_loss, info_nce
 from loupe_ext.losses.fsa import alignment_interactions, fsa_labels, fsa_loss
-from loupe_ext.losses.late_interaction import late_interaction, late_interaction_loss
+from loupe_ext.losses.late_interaction import late_interaction_loss, late_interaction_similarity
 from loupe_ext.losses.region_phrase import region_phrase_loss, region_phrase_similarity
 
 __all__ = [
@@ -13,8 +13,8 @@ __all__ = [
     "fsa_labels",
     "fsa_loss",
     "info_nce",
-    "late_interaction",
     "late_interaction_loss",
+    "late_interaction_similarity",
     "region_phrase_loss",
     "region_phrase_similarity",
 ]

@@ -35,7 +35,7 @@ class Task(nn.Module):
             parts["cmc"] = losses.cmc_loss(image.pooled, text.pooled, self.scale_global())
         if c.late_interaction:
             parts["late_interaction"] = losses.late_interaction_loss(
-                image.patches.flatten(1, 2), text.words, self.scale_local(), text.lengths
+                image.patches.flatten(1, 2), text.words, self.scale_local(), token_lengths=text.lengths
             )
         if c.region_phrase or c.fsa:
             regions = window_features(image.patches, c.window, c.window_stride)
