@@ -14,7 +14,8 @@ from loupe_ext.train.config import Config
 
 
 class Task(nn.Module):
-    """L = cmc L_CMC + late_interaction L_LI + region_phrase L_RP + gate (fsa L_FSA + boxes L_boxes)."""
+    """The weighted sum of the losses: cmc L_CMC + late_interaction L_LI + region_phrase L_RP + sparse_grouping L_SG
+    + gate (fsa L_FSA + boxes L_boxes)."""
 
     def __init__(self, config: Config, vocabulary: int) -> None:
         super().__init__()
@@ -22,6 +23,8 @@ class Task(nn.Module):
         self.encoder = DualEncoder(vocabulary, config.width, config.dim, config.blocks)
         self.scale_global = Scale(config.scale, 100.0)
         self.scale_local = Scale(config.scale, config.scale_cap)
+        for scale in (self.scale_global, self.scale_local):
+            scale.requires_grad_(config.learn_scale)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The batch's losses by name, unweighted, and their weighted sum as "loss"."""
@@ -44,6 +47,10 @@ class Task(nn.Module):
                 regions, text.phrases, self.scale_local(), text.phrase_lengths
             )
         gate = self._gate(list(parts.values()), len(batch.images))
+        if c.sparse_grouping:
+            parts["sparse_grouping"] = losses.sparse_grouping_loss(
+                image.patches.flatten(1, 2), text.words, self.scale_local(), text.lengths
+            )
         if c.fsa:
             parts["fsa"] = losses.fsa_loss(
                 regions,
