@@ -35,7 +35,7 @@ def weighted(similarity):
     return loss
 
 
-@pytest.fixture(params=[1, 50, 1 << 19], ids=["block-of-a-pair", "small-blocks", "one-block"])
+@pytest.fixture(params=[1, 50, 1 << 21], ids=["block-of-a-pair", "small-blocks", "one-block"])
 def block(request, monkeypatch):
     monkeypatch.setattr(late_interaction, "CPU_BLOCK", request.param)
 

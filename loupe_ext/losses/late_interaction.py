@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, embedding_bag
 
 from loupe_ext.losses._checks import check_features, check_same, length_mask
 
-CPU_BLOCK, GPU_BLOCK = 1 << 19, 1 << 25  # numbers held at a time: 2 MiB of float32, a core's cache; 128 MiB
+CPU_BLOCK, GPU_BLOCK = 1 << 21, 1 << 25  # similarities held at a time: 8 and 128 MiB of float32
 
 
 class _MaxSim(torch.autograd.Function):
