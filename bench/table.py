@@ -124,8 +124,8 @@ def late_table(times: dict, device: str) -> list[str]:
     for size in [key[2] for key in times if key[0] == device and key[3] == "loupe_ext"]:
         cells = []
         for suffix in ("", ", 2 threads"):
-            ours, einsum = (times[device, "both", size, side + suffix][0] for side in ("loupe_ext", "einsum"))
-            cells += [f"{ours * 1e3:.0f}", f"{einsum / ours:.2f} x"]
+            ours, einsum = (times.get((device, "both", size, side + suffix)) for side in ("loupe_ext", "einsum"))
+            cells += [f"{ours[0] * 1e3:.0f}", f"{einsum[0] / ours[0]:.2f} x"] if ours and einsum else ["-", "-"]
         cells += [f"{times[device, 'both', size, side][2] / 2**20:.0f}" for side in ("loupe_ext", "einsum")]
         rows.append(f"| {size} | {' | '.join(cells)} |")
     return rows

@@ -49,6 +49,16 @@ class TestAgainstLoops:
         for x, y in zip(got, want, strict=True):
             assert_close(x, y, 1e-12)
 
+    @pytest.mark.parametrize("sizes", [(1, 1, 3, 2), (4, 1, 1, 5), (3, 2, 4, 1), (1, 7, 1, 3)])
+    def test_other_sizes(self, sizes):
+        Bi, M, Bt, N = sizes
+        inputs = features(Bi, M, 3), features(Bt, N, 3, seed=1)
+        similarity = lambda r, t: torch.einsum("imd,cnd->imcn", r, t)  # noqa: E731
+        plain = lambda r, t: (similarity(r, t).amax(3).mean(1), similarity(r, t).amax(1).mean(2))  # noqa: E731
+        got = values_and_gradients(weighted(late_interaction_similarity), *inputs)
+        for x, y in zip(got, values_and_gradients(weighted(plain), *inputs), strict=True):
+            assert_close(x, y, 1e-12)
+
     def test_lengths_on_both_sides(self):
         lengths = REGION_LENGTHS, TOKEN_LENGTHS
         for x, y in zip(ragged(*pairs()), naive.late_interaction(*pairs(), *lengths), strict=True):

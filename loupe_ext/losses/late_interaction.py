@@ -65,10 +65,11 @@ def _add_gradients(
     (A, P, d), (C, Q, _) = queries.shape, keys.shape
     query_rows, key_rows = queries.reshape(-1, d), keys.reshape(-1, d)
     first = torch.arange(C, dtype=torch.int32, device=best.device) * Q
-    for a in _slices(A, _budget(best) // (P * C)):
-        share = (weight[a, :, None] * grad[a, None]).view(-1, C)
+    winners = _budget(best) // 4  # at a time: each takes several numbers
+    for a in _slices(A, winners // (P * C)):
+        share = (weight[a, :, None] * grad[a, None]).reshape(-1, C)
         to_queries[a] += _sums(key_rows, (best[a] + first).view(-1, C), None, share).view(-1, P, d)
-    for c in _slices(C, _budget(best) // (A * P)):  # each key's winners, brought together by sorting
+    for c in _slices(C, winners // (A * P)):  # each key's winners, brought together by sorting
         count = len(keys[c])
         flat = (best[:, :, c] + first[:count]).permute(2, 0, 1).flatten()
         flat, order = flat.sort(stable=True)
