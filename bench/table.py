@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 KEYS = ("device", "direction", "size", "side")
-VALUES = ("seconds", "pairs", "error")
+VALUES = ("seconds", "pairs")
 TITLES = {
     "region": "`region_interactions`, 32 regions an image, 256 walks of each (or exact)",
+    "late": "`late_interaction_similarity` of B images with B captions, 49 x 32, d = 256, forward and backward",
     "moments": "`coalition_moments`, 16,384 coalitions, float32",
     "explain": "`plan` and `aggregate`: interactions of all pairs, estimated; the time holds the game's own",
     "pairwise": "`pairwise_interactions`, batches of float32 problems",
@@ -23,7 +24,7 @@ TITLES = {
 
 
 def medians(report: dict) -> dict[str, dict[tuple[str, ...], tuple]]:
-    """op -> (device, direction, size, side) -> median seconds a call, pairs a call, and an estimator's error."""
+    """op -> (device, direction, size, side) -> median seconds and pairs a call, an estimator's error or peak bytes."""
     found: dict = {}
     for entry in report["benchmarks"]:
         info = entry["extra_info"]
@@ -31,8 +32,10 @@ def medians(report: dict) -> dict[str, dict[tuple[str, ...], tuple]]:
         found.setdefault(info["op"], {})[key] = (
             entry["stats"]["median"],
             info["pairs"],
-            *([info["error"]] if "error" in info else []),
+            *(info[k] for k in ("error", "peak") if k in info),
         )
+        for side, (seconds, peak) in info.get("others", {}).items():  # timed in turns with this one
+            found[info["op"]][(*key[:3], side)] = (seconds, info["pairs"], peak)
     return found
 
 
@@ -113,7 +116,28 @@ def region_table(times: dict, device: str) -> list[str]:
     return rows
 
 
-TABLES = {"coalitions": draw_table, "moments": moments_table, "explain": estimate_table, "region": region_table}
+def late_table(times: dict, device: str) -> list[str]:
+    rows = [
+        "| B | ms | einsum, times as long | 2 threads, ms | einsum, 2 threads | peak memory, MiB | of einsum, MiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for size in [key[2] for key in times if key[0] == device and key[3] == "loupe_ext"]:
+        cells = []
+        for suffix in ("", ", 2 threads"):
+            ours, einsum = (times.get((device, "both", size, side + suffix)) for side in ("loupe_ext", "einsum"))
+            cells += [f"{ours[0] * 1e3:.0f}", f"{einsum[0] / ours[0]:.2f} x"] if ours and einsum else ["-", "-"]
+        cells += [f"{times[device, 'both', size, side][2] / 2**20:.0f}" for side in ("loupe_ext", "einsum")]
+        rows.append(f"| {size} | {' | '.join(cells)} |")
+    return rows
+
+
+TABLES = {
+    "coalitions": draw_table,
+    "moments": moments_table,
+    "explain": estimate_table,
+    "region": region_table,
+    "late": late_table,
+}
 
 
 def shapiq_table(times: dict) -> list[str]:
@@ -160,7 +184,11 @@ def main(source: str, keep: str | None = None) -> None:
             print("\n".join(shapiq_table(times)), end="\n\n")
     if keep:
         rows = [
-            {"op": op, **dict(zip(KEYS, key, strict=True)), **dict(zip(VALUES, values, strict=False))}
+            {
+                "op": op,
+                **dict(zip(KEYS, key, strict=True)),
+                **dict(zip((*VALUES, "peak" if op == "late" else "error"), values, strict=False)),
+            }
             for op, times in every.items()
             for key, values in times.items()
         ]

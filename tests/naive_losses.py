@@ -25,14 +25,15 @@ def region_phrase_similarity(regions, phrases, lengths):
     return torch.stack([torch.stack([score(b, c) for c in range(len(phrases))]) for b in range(len(regions))])
 
 
-def late_interaction(patches, words, lengths):
-    by_patch, by_word = torch.zeros(2, len(patches), len(words), dtype=patches.dtype)
-    for b, image in enumerate(patches):
-        for c, caption in enumerate(words):
-            own = caption[: lengths[c]]
-            by_patch[b, c] = sum(max(patch @ word for word in own) for patch in image) / len(image)
-            by_word[b, c] = sum(max(patch @ word for patch in image) for word in own) / len(own)
-    return by_patch, by_word
+def late_interaction(regions, tokens, region_lengths, token_lengths):
+    def score(queries, keys):
+        return sum(max(query @ key for key in keys) for query in queries) / len(queries)
+
+    images = [x[:m] for x, m in zip(regions, region_lengths, strict=True)]
+    captions = [x[:n] for x, n in zip(tokens, token_lengths, strict=True)]
+    by_region = torch.stack([torch.stack([score(image, caption) for caption in captions]) for image in images])
+    by_token = torch.stack([torch.stack([score(caption, image) for caption in captions]) for image in images])
+    return by_region, by_token
 
 
 def fsa_labels(alignment, temperature):

@@ -239,6 +239,18 @@ class TestTask:
         gate = Task._gate([losses["cmc"]], 8)
         assert losses["loss"].item() == pytest.approx((2 * losses["cmc"] + 3 * gate * losses["fsa"]).item())
 
+    def test_sparse_grouping_adds_its_weighted_share(self):
+        config = SMALL.but(late_interaction=0.0, region_phrase=0.0, sparse_grouping=3.0, fsa=0.0, boxes=0.0)
+        losses = Task(config, len(scenes().pairs.vocabulary))(self.batch(), 0)
+        assert set(losses) == {"loss", "cmc", "sparse_grouping"}
+        assert losses["loss"].item() == pytest.approx((losses["cmc"] + 3 * losses["sparse_grouping"]).item())
+
+    def test_temperatures_are_learned_or_fixed(self):
+        learned, fixed = (trained(SMALL.but(learn_scale=x, scale=20.0)).task for x in (True, False))
+        for name in ("scale_global", "scale_local"):
+            assert getattr(learned, name)().item() != pytest.approx(20, rel=1e-4)
+            assert getattr(fixed, name)().item() == pytest.approx(20, rel=1e-6)
+
     def test_boxes_learn_from_heat_and_heat_does_not_learn_from_boxes(self):
         task = Task(SMALL, len(scenes().pairs.vocabulary))
         task(self.batch(), 0)["boxes"].backward()
@@ -272,6 +284,8 @@ class TestConfig:
             ("box_images: 0", ValueError, "box_images: expected at least 1, got 0"),
             ("width: 10", ValueError, "width: expected a multiple of .* 4 heads, got 10"),
             ("fsa: -1", ValueError, "fsa: expected a weight, 0 or more, got -1"),
+            ("sparse_grouping: -1", ValueError, "sparse_grouping: expected a weight, 0 or more, got -1"),
+            ("scale: 0", ValueError, r"scale: expected above 0, at most scale_cap \(60.0\), got 0"),
             ("cmc: .nan", ValueError, "cmc: expected a weight, 0 or more, got nan"),
             ("{cmc: 0, region_phrase: 0, fsa: 0, boxes: 0}", ValueError, "cmc, .* boxes: expected one above 0"),
             ("train_size: 63", ValueError, r"train_size: expected at least a batch \(64\), got 63"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from loupe_ext import data
-from loupe_ext.losses import late_interaction
+from loupe_ext.losses import late_interaction_similarity
 from loupe_ext.model import heat
 from loupe_ext.model.regions import coverage
 from loupe_ext.train import Config, Task
@@ -144,9 +144,8 @@ class TestEvaluate:
         model = task(**LATE)
         seen = evaluation.encode(model, scenes(), batch=7)
         patches = torch.cat([x.patches.flatten(1, 2) for x in seen.images])
-        want = late_interaction(
-            patches, torch.cat([x.words for x in seen.texts]), torch.cat([x.lengths for x in seen.texts])
-        )
+        words, lengths = (torch.cat([getattr(x, name) for x in seen.texts]) for name in ("words", "lengths"))
+        want = late_interaction_similarity(patches, words, None, lengths)
         for x, y in zip(evaluation.similarities(model, seen), want, strict=True):
             torch.testing.assert_close(x, y)
         seen = evaluation.encode(task(), scenes(), batch=7)

@@ -1,91 +1,161 @@
-"""Word-patch late interaction, as in FILIP."""
+"""Late interaction of regions and tokens, as in FILIP: MaxSim both ways, of every image with every caption."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, embedding_bag
 
 from loupe_ext.losses._checks import check_features, check_same, length_mask
 
+CPU_BLOCK, GPU_BLOCK = 1 << 21, 1 << 25  # similarities held at a time: 8 and 128 MiB of float32
 
-class _BestMatches(torch.autograd.Function):
-    """[C, Bn] the best word of each patch in each caption, and [C, L, B] the best patch of each word in each image.
 
-    Autograd through max over all cosines at once would hold them several times over, C L B n of them; this goes through
-    them one word of every caption at a time, forward and backward, and keeps only who won.
+class _MaxSim(torch.autograd.Function):
+    """`late_interaction_similarity` of features whose padding repeats the first of each image and caption.
+
+    Autograd through the maxima of all similarities at once would hold these Bi M Bt N numbers several times over. This
+    makes a block of images by captions of them at a time, takes both maxima from it, and keeps only who won. Winners
+    are few, so the gradient is four sums of chosen rows, where autograd has two products as large as the forward one.
     """
 
     @staticmethod
-    def forward(ctx: Any, patches: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        (B, n, _), (C, L, _) = patches.shape, words.shape
-        flat = patches.flatten(0, 1)
-        best_word = patches.new_full((C, B * n), -torch.inf)
-        winner = torch.zeros(C, B * n, dtype=torch.int32, device=patches.device)
-        best_patch, winners = [], []
-        for i in range(L):
-            cosines = words[:, i] @ flat.T
-            value, index = cosines.view(C, B, n).max(-1)
-            best_patch.append(value)
-            winners.append(index)
-            cosines = torch.where(mask[:, i, None], cosines, -torch.inf)
-            winner = torch.where(cosines > best_word, i, winner)
-            best_word = torch.maximum(best_word, cosines)
-        ctx.save_for_backward(patches, words, winner, torch.stack(winners))
-        return best_word, torch.stack(best_patch, 1)
+    def forward(
+        ctx: Any, regions: Tensor, tokens: Tensor, region_lengths: Tensor, token_lengths: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        (Bi, M, _), (Bt, N, _) = regions.shape, tokens.shape
+        region_weight, token_weight = _mean_weights(region_lengths, M, regions), _mean_weights(token_lengths, N, tokens)
+        region_to_token, token_to_region = regions.new_empty(Bi, Bt), regions.new_empty(Bi, Bt)
+        best_token = torch.empty(Bi, M, Bt, dtype=torch.int32, device=regions.device)
+        best_region = torch.empty(Bt, N, Bi, dtype=torch.int32, device=regions.device)
+        pairs = _budget(regions) / (M * N)
+        captions = min(Bt, math.ceil(max(math.sqrt(pairs), pairs / Bi)))
+        images = min(Bi, math.ceil(pairs / captions))
+        for i in _slices(Bi, images):
+            for c in _slices(Bt, captions):
+                some, others = regions[i], tokens[c]
+                block = some.flatten(0, 1) @ others.flatten(0, 1).T
+                block = block.view(len(some), M, len(others), N)
+                best, best_token[i, :, c] = block.max(3)
+                region_to_token[i, c] = (best * region_weight[i, :, None]).sum(1)
+                best, winner = block.max(1)
+                best_region[c, :, i] = winner.permute(1, 2, 0).int()
+                token_to_region[i, c] = (best * token_weight[c]).sum(2)
+        best_token.masked_fill_(best_token >= token_lengths, 0)  # a copy of the first won by a rounding error
+        best_region.masked_fill_(best_region >= region_lengths, 0)
+        ctx.save_for_backward(regions, tokens, region_weight, token_weight, best_token, best_region)
+        return region_to_token, token_to_region
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_word: Tensor, grad_patch: Tensor) -> tuple[Tensor, Tensor, None]:
-        patches, words, winner, winners = ctx.saved_tensors
-        B, n, _ = patches.shape
-        flat = patches.flatten(0, 1)
-        to_patches, to_words = torch.zeros_like(flat), torch.zeros_like(words)
-        for i in range(words.shape[1]):
-            grad = grad_word * (winner == i)
-            grad.view(-1, B, n).scatter_add_(2, winners[i, ..., None], grad_patch[:, i, :, None])
-            to_words[:, i] = grad @ flat
-            to_patches.addmm_(grad.T, words[:, i])
-        return to_patches.view_as(patches), to_words, None
+    def backward(ctx: Any, by_region: Tensor, by_token: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        regions, tokens, region_weight, token_weight, best_token, best_region = ctx.saved_tensors
+        to_regions, to_tokens = torch.zeros_like(regions), torch.zeros_like(tokens)
+        _add_gradients(to_regions, to_tokens, regions, tokens, region_weight, best_token, by_region)
+        _add_gradients(to_tokens, to_regions, tokens, regions, token_weight, best_region, by_token.T)
+        return to_regions, to_tokens, None, None
 
 
-def late_interaction(patches: Tensor, words: Tensor, word_lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _add_gradients(
+    to_queries: Tensor, to_keys: Tensor, queries: Tensor, keys: Tensor, weight: Tensor, best: Tensor, grad: Tensor
+) -> None:
+    """Adds the gradients of sum_p weight[a, p] max_q queries[a, p] keys[c, q], whose maxima are at best[a, p, c]."""
+    (A, P, d), (C, Q, _) = queries.shape, keys.shape
+    query_rows, key_rows = queries.reshape(-1, d), keys.reshape(-1, d)
+    first = torch.arange(C, dtype=torch.int32, device=best.device) * Q
+    winners = _budget(best) // 4  # at a time: each takes several numbers
+    for a in _slices(A, winners // (P * C)):
+        share = (weight[a, :, None] * grad[a, None]).reshape(-1, C)
+        to_queries[a] += _sums(key_rows, (best[a] + first).view(-1, C), None, share).view(-1, P, d)
+    for c in _slices(C, winners // (A * P)):  # each key's winners, brought together by sorting
+        count = len(keys[c])
+        flat = (best[:, :, c] + first[:count]).permute(2, 0, 1).flatten()
+        flat, order = flat.sort(stable=True)
+        share = (weight[..., None] * grad[:, None, c]).permute(2, 0, 1).flatten()[order]
+        starts = torch.searchsorted(flat, torch.arange(count * Q, dtype=flat.dtype, device=flat.device))
+        to_keys[c] += _sums(query_rows, order % (A * P), starts, share).view(-1, Q, d)
+
+
+def _sums(rows: Tensor, chosen: Tensor, bags: Tensor | None, weights: Tensor) -> Tensor:
+    return embedding_bag(chosen, rows, bags, mode="sum", per_sample_weights=weights)
+
+
+def _without_padding(name: str, lengths: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+    """x in at least float32, copies of each problem's first row for its padding; and the lengths."""
+    mask = length_mask(name, lengths, x, 1)
+    if lengths is None:
+        lengths = mask.sum(1)
+    else:
+        x = torch.where(mask[..., None], x, x[:, :1])
+    return x.to(torch.promote_types(x.dtype, torch.float32)), lengths
+
+
+def _mean_weights(lengths: Tensor, n: int, like: Tensor) -> Tensor:
+    present = torch.arange(n, device=like.device) < lengths[:, None]
+    return present.to(like.dtype) / lengths[:, None]
+
+
+def _budget(like: Tensor) -> int:
+    return CPU_BLOCK if like.device.type == "cpu" else GPU_BLOCK
+
+
+def _slices(size: int, step: int) -> list[slice]:
+    return [slice(i, i + max(1, step)) for i in range(0, size, max(1, step))]
+
+
+def late_interaction_similarity(
+    regions: Tensor, tokens: Tensor, region_lengths: Tensor | None = None, token_lengths: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Fine-grained similarities of every image with every caption (FILIP: Yao et al., ICLR 2022, section 3.1).
 
+    MaxSim both ways: each region's best token and each token's best region, averaged over the regions and over the
+    tokens. The similarities of all regions with all tokens, Bi M Bt N, are never held at once: the peak is a few
+    integers for each of the Bi Bt (M + N) maxima.
+
     Args:
-        patches: [B, n, d] features of length one. words: [C, L, d] likewise.
-        word_lengths: [C] int32 or int64; None: all L.
+        regions: [Bi, M, d] features of length one; float16, bfloat16, float32 or float64.
+        tokens: [Bt, N, d] likewise, of the same dtype.
+        region_lengths: [Bi] int32 or int64, regions of each image; None: all M.
+        token_lengths: [Bt] likewise; None: all N.
 
     Returns:
-        [B, C] twice: the mean over patches of the best word, and the mean over words of the best patch. Differentiable
-        once; of several best, the first gets the gradient.
+        [Bi, Bt] twice, region-to-token and token-to-region, in the dtype of `regions`. float64 is computed in float64,
+        everything else in float32, under autocast too. Differentiable once; of several best, the first gets the
+        gradient. torch.compile traces it whole; the check of lengths breaks the graph.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape or value.
     """
-    check_features("patches", patches, "Bnd")
-    check_features("words", words, "CLd")
-    check_same("words", words, "patches", patches, {"d": (2, 2)})
-    mask = length_mask("word_lengths", word_lengths, words, 1)
-    words = words.masked_fill(~mask[..., None], 0)  # whatever stands there, NaN among it
-    best_word, best_patch = _BestMatches.apply(patches, words, mask)
-    by_word = (best_patch * mask[..., None]).sum(1) / mask.sum(1)[:, None]
-    return best_word.view(len(words), *patches.shape[:2]).mean(-1).T, by_word.T
+    check_features("regions", regions, "BMd")
+    check_features("tokens", tokens, "BNd")
+    check_same("tokens", tokens, "regions", regions, {"d": (2, 2)})
+    dtype = regions.dtype
+    regions, region_lengths = _without_padding("region_lengths", region_lengths, regions)
+    tokens, token_lengths = _without_padding("token_lengths", token_lengths, tokens)
+    with torch.autocast(regions.device.type, enabled=False):
+        by_region, by_token = _MaxSim.apply(regions, tokens, region_lengths, token_lengths)
+    return by_region.to(dtype), by_token.to(dtype)
 
 
 def late_interaction_loss(
-    patches: Tensor, words: Tensor, scale: Tensor | float, word_lengths: Tensor | None = None
+    regions: Tensor,
+    tokens: Tensor,
+    scale: Tensor | float,
+    region_lengths: Tensor | None = None,
+    token_lengths: Tensor | None = None,
 ) -> Tensor:
-    """Symmetric contrastive loss of word-patch late interaction (FILIP, section 3.1), the peer of CMC.
+    """Symmetric contrastive loss of late interaction (FILIP, section 3.1), the peer of CMC.
 
-    The image-to-text direction scores a pair by each patch's best word, the text-to-image direction by each word's
-    best patch; padded words don't take part.
+    The image-to-text direction scores a pair by each region's best token, the text-to-image direction by each token's
+    best region; padding doesn't take part.
 
     Args:
-        patches: [B, n, d]; words: [B, L, d]: features of length one of B matched pairs.
+        regions: [B, M, d]; tokens: [B, N, d]: features of length one of B matched pairs (FILIP: patches and words).
         scale: the inverse temperature.
-        word_lengths: [B] int32 or int64, words of each caption; None: all L.
+        region_lengths: [B] int32 or int64, regions of each image; None: all M.
+        token_lengths: [B] likewise, tokens of each caption; None: all N.
 
     Returns:
         A scalar; gradients flow to the features and to `scale`, once.
@@ -93,7 +163,7 @@ def late_interaction_loss(
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape or value.
     """
-    by_patch, by_word = late_interaction(patches, words, word_lengths)
-    check_same("words", words, "patches", patches, {"B": (0, 0)})
-    match = torch.arange(len(patches), device=patches.device)
-    return (cross_entropy(scale * by_patch, match) + cross_entropy(scale * by_word.T, match)) / 2
+    by_region, by_token = late_interaction_similarity(regions, tokens, region_lengths, token_lengths)
+    check_same("tokens", tokens, "regions", regions, {"B": (0, 0)})
+    match = torch.arange(len(regions), device=regions.device)
+    return (cross_entropy(scale * by_region, match) + cross_entropy(scale * by_token.T, match)) / 2

@@ -26,6 +26,7 @@ class Config:
     # Weights of the losses; 0 leaves one out.
     cmc: float = 1.0
     late_interaction: float = 0.0
+    sparse_grouping: float = 0.0
     region_phrase: float = 1.0
     fsa: float = 1.0
     tsa: float = 0.0
@@ -43,6 +44,7 @@ class Config:
     box_threshold: float = 0.3  # of the heat that makes a pseudo box
     scale: float = 10.0  # inverse temperatures start here
     scale_cap: float = 60.0
+    learn_scale: bool = True  # False: they stay where they start
 
     proposals: int = 12  # M, of an image
     overlap: float = 0.5  # IoU above which the less confident of two proposals goes
@@ -73,12 +75,14 @@ class Config:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.width % 4:
             raise ValueError(f"width: expected a multiple of the text encoder's 4 heads, got {self.width}")
-        weights = ("cmc", "late_interaction", "region_phrase", "fsa", "tsa", "boxes")
+        weights = ("cmc", "late_interaction", "sparse_grouping", "region_phrase", "fsa", "tsa", "boxes")
         for name in weights:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a weight, 0 or more, got {getattr(self, name)}")
         if not any(getattr(self, name) for name in weights):
             raise ValueError(f"{', '.join(weights)}: expected one above 0")
+        if not 0 < self.scale <= self.scale_cap:
+            raise ValueError(f"scale: expected above 0, at most scale_cap ({self.scale_cap}), got {self.scale}")
         if self.train_size < self.batch:
             raise ValueError(f"train_size: expected at least a batch ({self.batch}), got {self.train_size}")
 

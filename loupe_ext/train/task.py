@@ -15,7 +15,8 @@ from loupe_ext.train.config import Config
 
 
 class Task(nn.Module):
-    """L = cmc L_CMC + late_interaction L_LI + region_phrase L_RP + gate (fsa L_FSA + tsa L_TSA + boxes L_boxes)."""
+    """The weighted sum of the losses: cmc L_CMC + late_interaction L_LI + sparse_grouping L_SG + region_phrase L_RP
+    + gate (fsa L_FSA + tsa L_TSA + boxes L_boxes)."""
 
     def __init__(self, config: Config, vocabulary: int) -> None:
         super().__init__()
@@ -23,6 +24,8 @@ class Task(nn.Module):
         self.encoder = DualEncoder(vocabulary, config.width, config.dim, config.blocks)
         self.scale_global = Scale(config.scale, 100.0)
         self.scale_local = Scale(config.scale, config.scale_cap)
+        for scale in (self.scale_global, self.scale_local):
+            scale.requires_grad_(config.learn_scale)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The batch's losses by name, unweighted, and their weighted sum as "loss"."""
@@ -36,7 +39,7 @@ class Task(nn.Module):
             parts["cmc"] = losses.cmc_loss(image.pooled, text.pooled, self.scale_global())
         if c.late_interaction:
             parts["late_interaction"] = losses.late_interaction_loss(
-                image.patches.flatten(1, 2), text.words, self.scale_local(), text.lengths
+                image.patches.flatten(1, 2), text.words, self.scale_local(), token_lengths=text.lengths
             )
         if c.tsa or c.regions == "proposals":
             regions, boxes, confidence = image.proposals(c.proposals, c.overlap)
@@ -47,6 +50,10 @@ class Task(nn.Module):
                 regions, text.phrases, self.scale_local(), text.phrase_lengths
             )
         gate = self._gate(list(parts.values()), len(batch.images))
+        if c.sparse_grouping:
+            parts["sparse_grouping"] = losses.sparse_grouping_loss(
+                image.patches.flatten(1, 2), text.words, self.scale_local(), text.lengths
+            )
         if c.fsa:
             parts["fsa"] = losses.fsa_loss(
                 regions,

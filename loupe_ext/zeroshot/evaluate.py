@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from loupe_ext.data.pairs import Grounded
-from loupe_ext.losses import late_interaction
+from loupe_ext.losses import late_interaction_similarity
 from loupe_ext.model import heat
 from loupe_ext.model.dual import ImageFeatures, TextFeatures
 from loupe_ext.train.task import Task
@@ -83,6 +83,6 @@ def similarities(task: Task, seen: Encoded) -> tuple[Tensor, Tensor]:
     rows = []
     for image in seen.images:
         for patches in image.patches.flatten(1, 2).split(8):
-            rows.append([late_interaction(patches, text.words, text.lengths) for text in seen.texts])
+            rows.append([late_interaction_similarity(patches, text.words, None, text.lengths) for text in seen.texts])
     by_patch, by_word = (torch.cat([torch.cat([part[way] for part in row], 1) for row in rows]) for way in (0, 1))
     return by_patch, by_word
