@@ -5,6 +5,7 @@ from loupe_ext.losses.cmc import cmc_loss, info_nce
 from loupe_ext.losses.fsa import alignment_interactions, fsa_labels, fsa_loss
 from loupe_ext.losses.late_interaction import late_interaction, late_interaction_loss
 from loupe_ext.losses.region_phrase import region_phrase_loss, region_phrase_similarity
+from loupe_ext.losses.sampled import sampled_interactions
 
 __all__ = [
     "alignment_interactions",
@@ -17,4 +18,5 @@ __all__ = [
     "late_interaction_loss",
     "region_phrase_loss",
     "region_phrase_similarity",
+    "sampled_interactions",
 ]

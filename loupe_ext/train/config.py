@@ -32,6 +32,11 @@ class Config:
     window: int = 3  # side, in patches, of the windows that are the regions of these losses
     window_stride: int = 2
     fsa_temperature: float = 0.2
+    fsa_source: str = "exact"  # of FSA's interactions: "exact", "sampled", or "unsil", LOUPE's learner
+    fsa_coalitions: int = 64  # of an image, where they are sampled
+    unsil_targets: str = "sampled"  # what the learner learns from: "sampled", as LOUPE has it, or "exact"
+    unsil_threshold: float = 0.3  # the error, in units of the interactions' root mean square, that is small enough
+    unsil_check: int = 8  # of the images that could be predicted, one in so many is computed, to check
     negatives: bool = True  # whether the phrases of other captions compete in FSA
     box_images: int = 32  # of a batch, that get pseudo boxes
     box_threshold: float = 0.3  # of the heat that makes a pseudo box
@@ -59,7 +64,14 @@ class Config:
                 raise TypeError(f"{field.name}: expected {kind.__name__}, got {value!r}")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"precision: expected 'auto', 'float32' or 'bfloat16', got {self.precision!r}")
-        for name in ("train_size", "width", "dim", "proposals", "batch", "steps", "box_images"):
+        if self.fsa_source not in ("exact", "sampled", "unsil"):
+            raise ValueError(f"fsa_source: expected 'exact', 'sampled' or 'unsil', got {self.fsa_source!r}")
+        if self.unsil_targets not in ("sampled", "exact"):
+            raise ValueError(f"unsil_targets: expected 'sampled' or 'exact', got {self.unsil_targets!r}")
+        if not 0 < self.unsil_threshold < math.inf:
+            raise ValueError(f"unsil_threshold: expected a positive number, got {self.unsil_threshold}")
+        counts = ("fsa_coalitions", "unsil_check")
+        for name in ("train_size", "width", "dim", "proposals", "batch", "steps", "box_images", *counts):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.width % 4:

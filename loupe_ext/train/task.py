@@ -11,10 +11,14 @@ from loupe_ext.model.dual import DualEncoder, ImageFeatures, Scale, TextFeatures
 from loupe_ext.model.heat import heat_boxes, heat_maps
 from loupe_ext.model.regions import centres, window_features
 from loupe_ext.train.config import Config
+from loupe_ext.unsil import Estimate, Unsil
 
 
 class Task(nn.Module):
-    """L = cmc L_CMC + late_interaction L_LI + region_phrase L_RP + gate (fsa L_FSA + boxes L_boxes)."""
+    """L = cmc L_CMC + late_interaction L_LI + region_phrase L_RP + gate (fsa L_FSA + boxes L_boxes).
+
+    With the source "unsil" of FSA's interactions, also the learner's own loss, on its own parameters.
+    """
 
     def __init__(self, config: Config, vocabulary: int) -> None:
         super().__init__()
@@ -22,9 +26,11 @@ class Task(nn.Module):
         self.encoder = DualEncoder(vocabulary, config.width, config.dim, config.blocks)
         self.scale_global = Scale(config.scale, 100.0)
         self.scale_local = Scale(config.scale, config.scale_cap)
+        learns = config.fsa and config.fsa_source == "unsil"
+        self.unsil = Unsil(config.dim, config.unsil_threshold, config.unsil_check) if learns else None
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """The batch's losses by name, unweighted, and their weighted sum as "loss"."""
+        """The batch's losses by name, unweighted, their weighted sum as "loss", and metrics that carry no gradient."""
         c = self.config
         bfloat16 = c.precision == "bfloat16" or (c.precision == "auto" and fast_bfloat16())
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=bfloat16):
@@ -44,7 +50,9 @@ class Task(nn.Module):
                 regions, text.phrases, self.scale_local(), text.phrase_lengths
             )
         gate = self._gate(list(parts.values()), len(batch.images))
+        estimate = None
         if c.fsa:
+            estimate = self._interactions(regions, text, step)
             parts["fsa"] = losses.fsa_loss(
                 regions,
                 text.phrases,
@@ -52,13 +60,39 @@ class Task(nn.Module):
                 phrase_lengths=text.phrase_lengths,
                 temperature=c.fsa_temperature,
                 negatives=c.negatives,
+                interactions=None if estimate is None else estimate.interactions,
             )
         if c.boxes:
             parts["boxes"] = self._box_loss(image, text)
         loss = sum(
             getattr(c, name) * (gate if name in ("fsa", "boxes") else 1.0) * part for name, part in parts.items()
         )
-        return {"loss": torch.as_tensor(loss), **parts}
+        if estimate is None:
+            return {"loss": torch.as_tensor(loss), **parts}
+        return {"loss": loss + estimate.loss, **parts, **estimate.metrics}
+
+    def _interactions(self, regions: Tensor, text: TextFeatures, step: int) -> Estimate | None:
+        """FSA's interactions from another source than `fsa_loss`'s own, the exact one."""
+        c, lengths = self.config, text.phrase_lengths
+        if c.fsa_source == "exact":
+            return None
+        alignment = (self.scale_local() * regions @ text.phrases.mT).detach()
+        seed = (c.seed << 32 | step) % 2**64  # coalitions of their own each step, and the same in a resumed run
+        samples = None if self.unsil is not None and c.unsil_targets == "exact" else c.fsa_coalitions
+
+        def compute(chosen: Tensor | slice) -> Tensor:
+            return losses.alignment_interactions(alignment[chosen], None, lengths[chosen], samples, seed)
+
+        if self.unsil is None:
+            return Estimate(compute(slice(None)), alignment.new_zeros(()), {})
+        estimate = self.unsil(regions, text.phrases, alignment, compute, phrase_lengths=lengths)
+        metrics = {"unsil": estimate.loss.detach(), **{f"unsil_{k}": v for k, v in estimate.metrics.items()}}
+        return estimate._replace(metrics=metrics)
+
+    def parts(self) -> list[list[nn.Parameter]]:
+        """The parameters of the model, and of the interaction learner: neither's gradient clips the other's."""
+        model = [value for name, value in self.named_parameters() if not name.startswith("unsil.")]
+        return [model, [] if self.unsil is None else list(self.unsil.parameters())]
 
     @staticmethod
     def _gate(contrasts: list[Tensor], batch: int) -> float:
