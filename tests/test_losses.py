@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 from loupe_ext.losses import (
+    alignment_interactions,
     box_loss,
     cmc_loss,
     fsa_labels,
@@ -65,6 +66,27 @@ class TestAgainstLoops:
         _, weights = fsa_labels(torch.tensor([[sure, sure[::-1], indifferent, indifferent]]))
         assert weights[0, :2].min() > 0.9
         assert weights[0, 2:].max() < 0.4
+
+    def test_fsa_labels_from_the_callers_interactions_in_any_unit(self):
+        alignment = 3 * random_pairs(3, 5, 4)
+        exact = alignment_interactions(alignment, None, LENGTHS)
+        want, got = fsa_labels(alignment, None, LENGTHS), fsa_labels(alignment, None, LENGTHS, interactions=8 * exact)
+        assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
+        other = fsa_labels(alignment, None, LENGTHS, interactions=random_pairs(3, 5, 4, 9))
+        assert not torch.equal(other[0], want[0])
+        assert torch.equal(other[0], fsa_labels(-alignment, None, LENGTHS, interactions=random_pairs(3, 5, 4, 9))[0])
+
+    @pytest.mark.parametrize("value", [-1.0, -1e-300, 0.0])
+    def test_without_a_positive_interaction_nothing_is_labelled(self, value):
+        regions, phrases = features(2, 5, 4).requires_grad_(), features(2, 3, 4, seed=1)
+        interactions = -random_pairs(2, 5, 3).abs() - 1
+        interactions[1, 0, 0] = value
+        labels, weights = fsa_labels(regions @ phrases.mT, interactions=interactions)
+        assert labels.isfinite().all()
+        assert weights.abs().sum() == 0
+        loss = fsa_loss(regions, phrases, SCALE, interactions=interactions)
+        assert loss.item() == 0
+        assert torch.autograd.grad(loss, regions)[0].abs().sum() == 0
 
     @pytest.mark.parametrize("negatives", [False, True])
     def test_fsa_loss_and_its_gradients_with_constant_labels(self, negatives):
@@ -184,6 +206,8 @@ class TestBadInput:
             (lambda x, y: late_interaction_loss(x[:2], y, 1.0), ValueError, r"tokens: expected the B of regions \(2\)"),
             (lambda x, y: fsa_labels(x[0]), ValueError, r"alignment: expected shape \[B, M, N\]"),
             (lambda x, y: fsa_labels(x, temperature=0.0), ValueError, "temperature: expected a positive number, got 0"),
+            (lambda x, y: fsa_labels(x, interactions=y), ValueError, "interactions: expected the shape of alignment"),
+            (lambda x, y: fsa_loss(x, x, 1.0, interactions=x.float()), ValueError, "interactions: expected the shape"),
             (lambda x, y: fsa_loss(x, y, 1.0, temperature=math.nan), ValueError, "temperature: expected .* got nan"),
             (lambda x, y: fsa_loss(x, y[:2], 1.0), ValueError, r"phrases: expected the B of regions \(3\)"),
             (lambda x, y: box_loss(x, x[..., 0], y, x[0]), ValueError, r"centres: expected shape \[n, 2\]"),

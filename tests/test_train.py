@@ -18,6 +18,8 @@ SMALL = Config(
     width=16, dim=16, batch=8, train_size=40, steps=7, warmup=2, box_images=4, late_interaction=0.5, precision="float32"
 )
 
+UNSIL = SMALL.but(fsa_source="unsil", unsil_threshold=20.0, fsa_coalitions=4)  # so good an error is soon found
+
 
 @functools.cache
 def scenes() -> Grounded:
@@ -73,6 +75,15 @@ class TestReproducible:
         assert checkpoint.load(path).step == stop // save_every * save_every
         assert_identical(uninterrupted(), trained(path=path))
         assert checkpoint.load(path).step == SMALL.steps
+
+    @pytest.mark.parametrize(("save_every", "stop"), [(1, 1), (2, 5), (6, 6)])
+    def test_so_does_one_with_a_learner_that_predicts_before_and_after(self, save_every, stop, tmp_path):
+        path = tmp_path / "model"
+        with pytest.raises(KeyboardInterrupt):
+            trained(UNSIL, path=path, save_every=save_every, report=interrupt_at(stop))
+        whole, parts = trained(UNSIL), trained(UNSIL, path=path)
+        assert whole.history["unsil_computed"].tolist() == [1.0] + 6 * [1 / 8]
+        assert_identical(whole, parts)
 
     def test_a_finished_run_is_read_and_not_repeated(self, tmp_path):
         trained(path=tmp_path / "model")
@@ -251,6 +262,48 @@ class TestTask:
             assert getattr(learned, name)().item() != pytest.approx(20, rel=1e-4)
             assert getattr(fixed, name)().item() == pytest.approx(20, rel=1e-6)
 
+    @pytest.mark.parametrize("source", ["exact", "sampled", "unsil"])
+    def test_the_sources_of_fsa(self, source):
+        task = Task(SMALL.but(fsa_source=source, boxes=0.0, fsa_coalitions=2), len(scenes().pairs.vocabulary))
+        reference = Task(SMALL.but(boxes=0.0), len(scenes().pairs.vocabulary))
+        reference.load_state_dict(task.state_dict(), strict=False)
+        got, exact = task(self.batch(), 3), reference(self.batch(), 3)
+        assert (got["fsa"] == exact["fsa"]) == (source == "exact")
+        assert torch.equal(got["region_phrase"], exact["region_phrase"])
+        again, later = task(self.batch(), 3), task(self.batch(), 4)
+        assert torch.equal(again["fsa"], got["fsa"])
+        assert torch.equal(later["fsa"], got["fsa"]) == (source == "exact")
+
+    def test_the_interaction_learner_and_the_model_learn_apart(self):
+        config = SMALL.but(fsa_source="unsil", fsa_coalitions=4, clip=1e-3)
+        task = Task(config, len(scenes().pairs.vocabulary))
+        losses = task(self.batch(), 0)
+        metrics = {name for name in losses if name.startswith("unsil")}
+        assert metrics >= {"unsil", "unsil_computed", "unsil_error", "unsil_within_1", "unsil_calibration_error"}
+        assert not any(losses[name].requires_grad for name in metrics)
+        gate = Task._gate([losses[name] for name in ("cmc", "late_interaction", "region_phrase")], 8)
+        weights = {"cmc": 1, "late_interaction": 0.5, "region_phrase": 1, "fsa": gate, "boxes": 2 * gate, "unsil": 1}
+        assert losses["loss"].item() == pytest.approx(sum(w * losses[name].item() for name, w in weights.items()))
+        without = Task(config.but(fsa_source="sampled"), len(scenes().pairs.vocabulary))
+        without.load_state_dict(task.state_dict(), strict=False)
+        losses["loss"].backward()
+        without(self.batch(), 0)["loss"].backward()
+        for name, value in without.named_parameters():
+            assert torch.equal(value.grad, task.get_parameter(name).grad), name
+        model, learner = task.parts()
+        assert {id(x) for x in model + learner} == {id(x) for x in task.parameters()}
+        assert len(model) == len(list(without.parameters()))
+        assert all(x.grad is not None for x in learner)
+
+    def test_the_learner_learns_from_what_it_is_told_to(self):
+        computed = {}
+        for targets in ("sampled", "exact"):
+            task = Task(SMALL.but(fsa_source="unsil", unsil_targets=targets, fsa_coalitions=2), 99)
+            other = Task(SMALL, 99)
+            other.load_state_dict(task.state_dict(), strict=False)
+            computed[targets] = torch.equal(task(self.batch(), 0)["fsa"], other(self.batch(), 0)["fsa"])
+        assert computed == {"sampled": False, "exact": True}
+
     def test_boxes_learn_from_heat_and_heat_does_not_learn_from_boxes(self):
         task = Task(SMALL, len(scenes().pairs.vocabulary))
         task(self.batch(), 0)["boxes"].backward()
@@ -279,6 +332,11 @@ class TestConfig:
             ("negatives: 1", TypeError, "negatives: expected bool, got 1"),
             ("name: 3", TypeError, "name: expected str, got 3"),
             ("precision: half", ValueError, "precision: expected .* got 'half'"),
+            ("fsa_source: best", ValueError, r"fsa_source: expected one of \('exact', .* got 'best'"),
+            ("fsa_coalitions: 0", ValueError, "fsa_coalitions: expected at least 1, got 0"),
+            ("unsil_targets: unsil", ValueError, r"unsil_targets: expected one of \('sampled', .* got 'unsil'"),
+            ("unsil_threshold: 0", ValueError, "unsil_threshold: expected a positive number, got 0"),
+            ("unsil_check: 0", ValueError, "unsil_check: expected at least 1, got 0"),
             ("steps: 0", ValueError, "steps: expected at least 1, got 0"),
             ("batch: -1", ValueError, "batch: expected at least 1, got -1"),
             ("box_images: 0", ValueError, "box_images: expected at least 1, got 0"),

@@ -1,14 +1,20 @@
-"""Fine-grained semantic alignment, supervised by exact interactions."""
+"""Fine-grained semantic alignment, supervised by interactions: exact ones, or whatever the caller has."""
 
 import torch
 from torch import Tensor
 
 from loupe_ext.losses._checks import check_features, check_same, length_mask
+from loupe_ext.losses.sampled import sampled_interactions
 from loupe_ext.ops import pairwise_interactions
+from loupe_ext.ops._checks import check_like
 
 
 def alignment_interactions(
-    alignment: Tensor, region_lengths: Tensor | None = None, phrase_lengths: Tensor | None = None
+    alignment: Tensor,
+    region_lengths: Tensor | None = None,
+    phrase_lengths: Tensor | None = None,
+    num_samples: int | None = None,
+    seed: int = 0,
 ) -> Tensor:
     """The exact interaction of each region with each phrase, in the game that their alignment makes (section 3.3).
 
@@ -18,9 +24,10 @@ def alignment_interactions(
     Args:
         alignment: [B, M, N] logits of M regions with the N phrases of their own caption; a floating dtype.
         region_lengths, phrase_lengths: [B] int32 or int64, in 1..M and 1..N; None: all of them.
+        num_samples, seed: of `sampled_interactions`, to estimate them instead; None: exact.
 
     Returns:
-        [B, M, N], 0 at the padding. Differentiable once.
+        [B, M, N], 0 at the padding. Differentiable once; estimates are constants.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape or value.
@@ -30,6 +37,8 @@ def alignment_interactions(
     phrases = length_mask("phrase_lengths", phrase_lengths, alignment, 2)[:, None, :]
     rows = alignment.masked_fill(~phrases, -torch.inf).softmax(2)
     columns = alignment.masked_fill(~regions, -torch.inf).softmax(1)
+    if num_samples is not None:
+        return sampled_interactions(rows, columns, num_samples, seed, region_lengths, phrase_lengths)
     return pairwise_interactions(rows, columns, region_lengths=region_lengths, phrase_lengths=phrase_lengths)
 
 
@@ -38,11 +47,12 @@ def fsa_labels(
     region_lengths: Tensor | None = None,
     phrase_lengths: Tensor | None = None,
     temperature: float = 0.2,
+    interactions: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Which phrase each region should go with, from the exact interactions of all regions with all phrases.
+    """Which phrase each region should go with, from the interactions of all regions with all phrases.
 
-    The interactions I of `alignment_interactions`, divided by the largest of the problem so that neither the number of
-    regions nor the sharpness of the softmax sets their unit, give
+    The interactions I, by default the exact ones of `alignment_interactions`, divided by the largest of the problem so
+    that neither the number of regions nor the sharpness of the softmax sets their unit, give
 
         labels  = softmax over phrases of I / (max I * temperature)
         weights = max over phrases of I / max I, not below 0
@@ -53,6 +63,7 @@ def fsa_labels(
         alignment: [B, M, N] logits of M regions with the N phrases of their own caption; a floating dtype.
         region_lengths, phrase_lengths: [B] int32 or int64, in 1..M and 1..N; None: all of them.
         temperature: of the labels' softmax.
+        interactions: like `alignment`, in any unit: sampled, predicted, or of another game. None: exact.
 
     Returns:
         Labels [B, M, N], each row a distribution over phrases, and weights [B, M] in 0..1; both 0 at the padding.
@@ -66,11 +77,14 @@ def fsa_labels(
     regions = length_mask("region_lengths", region_lengths, alignment, 1)[:, :, None]
     phrases = length_mask("phrase_lengths", phrase_lengths, alignment, 2)[:, None, :]
     with torch.no_grad():
-        interactions = alignment_interactions(alignment, region_lengths, phrase_lengths)
+        if interactions is None:
+            interactions = alignment_interactions(alignment, region_lengths, phrase_lengths)
+        check_like("interactions", interactions, "alignment", alignment)
         interactions = interactions.masked_fill(~(regions & phrases), -torch.inf)
         best = interactions.amax(2)
         unit = best.amax(1)[:, None].clamp(min=torch.finfo(best.dtype).tiny)
-        labels = (interactions / (unit[..., None] * temperature)).masked_fill(~phrases, -torch.inf)
+        labels = (interactions / (unit[..., None] * temperature)).clamp(min=torch.finfo(best.dtype).min)
+        labels = labels.masked_fill(~phrases, -torch.inf)
         labels = torch.where(regions, labels, 0).softmax(2)
         return labels * (regions & phrases), (best / unit).clamp(min=0)
 
@@ -83,6 +97,7 @@ def fsa_loss(
     phrase_lengths: Tensor | None = None,
     temperature: float = 0.2,
     negatives: bool = True,
+    interactions: Tensor | None = None,
 ) -> Tensor:
     """L_FSA (LOUPE, section 3.3): cross-entropy of the regions' alignments against labels from their interactions.
 
@@ -96,6 +111,7 @@ def fsa_loss(
         region_lengths, phrase_lengths: [B] int32 or int64, in 1..M and 1..N; None: all of them.
         temperature: of the labels.
         negatives: whether other captions' phrases compete.
+        interactions: [B, M, N], of the matched pairs, for `fsa_labels`; None: exact.
 
     Returns:
         A scalar, the mean over images of the weighted mean over regions. Gradients flow to the features and to `scale`
@@ -112,7 +128,7 @@ def fsa_loss(
     regions = regions.masked_fill(~there[..., None], 0)  # whatever stands there, NaN among it
     phrases = phrases.masked_fill(~present[..., None], 0)
     own = scale * regions @ phrases.mT
-    labels, weights = fsa_labels(own, region_lengths, phrase_lengths, temperature)
+    labels, weights = fsa_labels(own, region_lengths, phrase_lengths, temperature, interactions)
     if negatives:
         everything = (scale * regions @ phrases[present].T).logsumexp(2)
     else:

@@ -8,6 +8,14 @@ from typing import Any
 from loupe_ext.extras import needs
 from loupe_ext.ops.region import GAMES
 
+CHOICES = {
+    "fsa_source": ("exact", "sampled", "unsil"),
+    "unsil_targets": ("sampled", "exact"),
+    "tsa_game": GAMES,
+    "regions": ("windows", "proposals"),
+    "precision": ("auto", "float32", "bfloat16"),
+}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -35,6 +43,11 @@ class Config:
     window: int = 3  # side of the windows, in patches
     window_stride: int = 2
     fsa_temperature: float = 0.2
+    fsa_source: str = "exact"  # of FSA's interactions: "exact", "sampled", or "unsil", LOUPE's learner
+    fsa_coalitions: int = 64  # of an image, where they are sampled
+    unsil_targets: str = "sampled"  # what the learner learns from: "sampled", as LOUPE has it, or "exact"
+    unsil_threshold: float = 0.3  # the error, in units of the interactions' root mean square, that is small enough
+    unsil_check: int = 8  # of the images that could be predicted, one in so many is computed, to check
     negatives: bool = True  # whether the phrases of other captions compete in FSA
     tsa_game: str = "pooled-cosine"  # or "late-interaction"
     tsa_samples: int = 32  # walks an image, of the pooled cosine; the late interaction needs none
@@ -65,12 +78,13 @@ class Config:
             kind = type(field.default)
             if type(value) is not kind and not (kind is float and type(value) is int):
                 raise TypeError(f"{field.name}: expected {kind.__name__}, got {value!r}")
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise ValueError(f"precision: expected 'auto', 'float32' or 'bfloat16', got {self.precision!r}")
-        for name, choices in (("tsa_game", GAMES), ("regions", ("windows", "proposals"))):
+        for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {choices}, got {getattr(self, name)!r}")
-        for name in ("train_size", "width", "dim", "proposals", "batch", "steps", "box_images"):
+        if not 0 < self.unsil_threshold < math.inf:
+            raise ValueError(f"unsil_threshold: expected a positive number, got {self.unsil_threshold}")
+        counts = ("fsa_coalitions", "unsil_check")
+        for name in ("train_size", "width", "dim", "proposals", "batch", "steps", "box_images", *counts):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.width % 4:

@@ -21,7 +21,7 @@ class Progress:
 
     step: int  # taken so far
     steps: int
-    losses: dict[str, float]
+    losses: dict[str, float]  # and metrics
     items_per_second: float
     seconds_left: float
 
@@ -29,7 +29,7 @@ class Progress:
 @dataclass
 class Trained:
     task: Task
-    history: dict[str, Tensor]  # the value of each loss at each step, NaN where it was off
+    history: dict[str, Tensor]  # of each loss and metric at each step, NaN where it was off
     seconds_per_step: float  # of the steps taken in this process
 
 
@@ -108,8 +108,9 @@ def _step(task: Task, optimizer: torch.optim.Optimizer, pairs: Pairs, step: int)
         raise FloatingPointError(f"the loss is {values['loss']} at step {step} ({values})")
     optimizer.zero_grad(set_to_none=True)
     losses["loss"].backward()
-    norm = torch.nn.utils.clip_grad_norm_(task.parameters(), config.clip)
-    if not math.isfinite(norm.item()):
-        raise FloatingPointError(f"the gradient's norm is {norm.item()} at step {step} ({values})")
+    for part in task.parts():
+        norm = torch.nn.utils.clip_grad_norm_(part, config.clip)
+        if not math.isfinite(norm.item()):
+            raise FloatingPointError(f"the gradient's norm is {norm.item()} at step {step} ({values})")
     optimizer.step()
     return values

@@ -12,11 +12,15 @@ from loupe_ext.model.heat import heat_boxes, heat_maps
 from loupe_ext.model.image import PATCH
 from loupe_ext.model.regions import centres, window_features
 from loupe_ext.train.config import Config
+from loupe_ext.unsil import Estimate, Unsil
 
 
 class Task(nn.Module):
     """The weighted sum of the losses: cmc L_CMC + late_interaction L_LI + sparse_grouping L_SG + region_phrase L_RP
-    + gate (fsa L_FSA + tsa L_TSA + boxes L_boxes)."""
+    + gate (fsa L_FSA + tsa L_TSA + boxes L_boxes).
+
+    With the source "unsil" of FSA's interactions, also the learner's own loss, on its own parameters.
+    """
 
     def __init__(self, config: Config, vocabulary: int) -> None:
         super().__init__()
@@ -26,9 +30,11 @@ class Task(nn.Module):
         self.scale_local = Scale(config.scale, config.scale_cap)
         for scale in (self.scale_global, self.scale_local):
             scale.requires_grad_(config.learn_scale)
+        learns = config.fsa and config.fsa_source == "unsil"
+        self.unsil = Unsil(config.dim, config.unsil_threshold, config.unsil_check) if learns else None
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """The batch's losses by name, unweighted, and their weighted sum as "loss"."""
+        """The batch's losses by name, unweighted, their weighted sum as "loss", and metrics that carry no gradient."""
         c = self.config
         bfloat16 = c.precision == "bfloat16" or (c.precision == "auto" and fast_bfloat16())
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=bfloat16):
@@ -54,7 +60,9 @@ class Task(nn.Module):
             parts["sparse_grouping"] = losses.sparse_grouping_loss(
                 image.patches.flatten(1, 2), text.words, self.scale_local(), text.lengths
             )
+        estimate = None
         if c.fsa:
+            estimate = self.interactions(regions, text, step)
             parts["fsa"] = losses.fsa_loss(
                 regions,
                 text.phrases,
@@ -62,6 +70,7 @@ class Task(nn.Module):
                 phrase_lengths=text.phrase_lengths,
                 temperature=c.fsa_temperature,
                 negatives=c.negatives,
+                interactions=None if estimate is None else estimate.interactions,
             )
         if c.tsa:
             parts["tsa"] = self._token_level(image, text, boxes, confidence, step)
@@ -70,7 +79,32 @@ class Task(nn.Module):
         loss = sum(
             getattr(c, name) * (gate if name in ("fsa", "tsa", "boxes") else 1.0) * part for name, part in parts.items()
         )
-        return {"loss": torch.as_tensor(loss), **parts}
+        if estimate is None:
+            return {"loss": torch.as_tensor(loss), **parts}
+        return {"loss": loss + estimate.loss, **parts, **estimate.metrics}
+
+    def interactions(self, regions: Tensor, text: TextFeatures, step: int) -> Estimate | None:
+        """FSA's interactions of the batch's own pairs, from its source; None for `fsa_loss`'s own, the exact one."""
+        c, lengths = self.config, text.phrase_lengths
+        if c.fsa_source == "exact":
+            return None
+        alignment = (self.scale_local() * regions @ text.phrases.mT).detach()
+        seed = (c.seed << 32 | step) % 2**64  # coalitions of their own each step, and the same in a resumed run
+        samples = None if self.unsil is not None and c.unsil_targets == "exact" else c.fsa_coalitions
+
+        def compute(chosen: Tensor | slice) -> Tensor:
+            return losses.alignment_interactions(alignment[chosen], None, lengths[chosen], samples, seed)
+
+        if self.unsil is None:
+            return Estimate(compute(slice(None)), alignment.new_zeros(()), {})
+        estimate = self.unsil(regions, text.phrases, alignment, compute, phrase_lengths=lengths)
+        metrics = {"unsil": estimate.loss.detach(), **{f"unsil_{k}": v for k, v in estimate.metrics.items()}}
+        return estimate._replace(metrics=metrics)
+
+    def parts(self) -> list[list[nn.Parameter]]:
+        """The parameters of the model, and of the interaction learner: neither's gradient clips the other's."""
+        model = [value for name, value in self.named_parameters() if not name.startswith("unsil.")]
+        return [model, [] if self.unsil is None else list(self.unsil.parameters())]
 
     @staticmethod
     def _gate(contrasts: list[Tensor], batch: int) -> float:

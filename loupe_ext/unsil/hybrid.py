@@ -1,0 +1,145 @@
+"""LOUPE's hybrid strategy: interactions are computed until they can be predicted, and then where they can't."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from loupe_ext.losses._checks import length_mask
+from loupe_ext.ops._checks import check_int
+from loupe_ext.unsil.learner import InteractionLearner, calibration, check_games, heteroscedastic_loss
+
+
+class Estimate(NamedTuple):
+    """What `Unsil` says of a batch of games."""
+
+    interactions: Tensor  # [B, M, N], computed or predicted, without a gradient; 0 at the padding
+    loss: Tensor  # scalar, the learner's own: its gradient goes to no other parameter
+    metrics: dict[str, Tensor]  # scalars without a gradient
+
+
+class Unsil(nn.Module):
+    """Interactions of games that come in batches, from a learner that is trained on those computed (section 3.4).
+
+    The learner is trusted while its running error, the root mean square over the games that are checked, is below
+    `threshold`. Until then everything is computed. While it is trusted, a game whose predicted deviation (the root mean
+    square over its pairs) is below `threshold` is predicted; other games are computed, and it learns from them. A whole
+    game is one or the other, since drawing coalitions for one pair draws them for all.
+
+    Deviations alone would not do: a learner is sure of itself also where it has never been. So every `check`-th game is
+    computed however sure it is, in turn; when the games change, the running error says so, and all are computed again.
+
+    Errors are in units of the root mean square of the interactions, a running one: a unit of each game would have to be
+    taken from noisy interactions, and predictions of them would be biased. Where interactions are sampled, errors and
+    deviations are of the samples: the learner, which averages over many games, may be nearer the truth than they.
+
+    Everything that it has learned of its games is in parameters and buffers; without `train()` mode none of it changes.
+
+    Args:
+        dim: d of the regions and phrases.
+        threshold: the error that is small enough.
+        check: 1 or more; 1 computes everything.
+        width: of the learner.
+
+    Raises:
+        TypeError, ValueError: an argument is out of its range.
+    """
+
+    steps: Tensor
+    mean_square: Tensor
+    error: Tensor
+
+    def __init__(self, dim: int, threshold: float = 0.3, check: int = 8, width: int = 32) -> None:
+        super().__init__()
+        if not threshold > 0:
+            raise ValueError(f"threshold: expected a positive number, got {threshold}")
+        self.threshold, self.check = threshold, check_int("check", check, 1, 2**31)
+        self.learner = InteractionLearner(dim, width)
+        self.register_buffer("steps", torch.tensor(0))
+        self.register_buffer("mean_square", torch.tensor(0.0))  # of the interactions
+        self.register_buffer("error", torch.tensor(torch.inf))  # mean square, in units of mean_square
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the learner is."""
+        return bool(self.error < self.threshold**2)
+
+    def forward(
+        self,
+        regions: Tensor,
+        phrases: Tensor,
+        alignment: Tensor,
+        compute: Callable[[Tensor], Tensor],
+        region_lengths: Tensor | None = None,
+        phrase_lengths: Tensor | None = None,
+    ) -> Estimate:
+        """Interactions of B games, some computed and some predicted, in the unit of those computed.
+
+        Args:
+            regions: [B, M, d]; phrases: [B, N, d]; alignment: [B, M, N] logits; one floating dtype. For games of
+                regions with a whole text, the text is one phrase.
+            compute: takes the places int64 [K] of games in the batch and gives their interactions [K, M, N].
+            region_lengths, phrase_lengths: [B] int32 or int64, in 1..M and 1..N; None: all of them.
+
+        Returns:
+            The interactions, the loss (0 if nothing was computed), and the metrics: "computed", the share of games that
+            were; and of the games that are checked, before the learner has seen them: "error" (root mean square, in
+            units of the interactions' own), and those of `calibration`; NaN where none was. A game that holds NaN is
+            computed, and nothing is learned from it.
+
+        Raises:
+            TypeError, ValueError: an argument has the wrong type, shape or value.
+        """
+        check_games(regions, phrases, alignment)
+        there = length_mask("region_lengths", region_lengths, alignment, 1)
+        present = length_mask("phrase_lengths", phrase_lengths, alignment, 2)
+        pairs = there[:, :, None] & present[:, None]
+        regions, phrases = regions.masked_fill(~there[..., None], 0), phrases.masked_fill(~present[..., None], 0)
+        features = [regions.detach(), phrases.detach(), alignment.detach().masked_fill(~pairs, 0)]
+        games = [*features, there.sum(1), present.sum(1)]
+        with torch.no_grad():
+            checked = torch.ones_like(there[:, 0])
+            predicted, interactions = ~checked, torch.zeros_like(alignment)
+            if self.trusted:
+                checked = (torch.arange(len(pairs), device=pairs.device) + self.steps) % self.check == 0
+                mean, log_sigma = self.learner(*games)
+                variance = torch.where(pairs, (2 * log_sigma).exp(), 0).sum((1, 2)) / pairs.sum((1, 2))
+                predicted = (variance < self.threshold**2) & ~checked
+                interactions += mean * self.mean_square.sqrt()
+            chosen = (~predicted).nonzero()[:, 0]
+            if len(chosen):
+                found = compute(chosen)
+                if found.shape != (len(chosen), *alignment.shape[1:]):
+                    raise ValueError(
+                        f"compute: expected interactions of shape {(len(chosen), *alignment.shape[1:])}, "
+                        f"got {tuple(found.shape)}"
+                    )
+                interactions[chosen] = torch.where(pairs[chosen], found.to(interactions.dtype), 0)
+            finite = torch.stack([x.isfinite().flatten(1).all(1) for x in (*features, interactions)]).all(0)
+            known = chosen[finite[chosen]]
+            loss, metrics = self._learn([x[known] for x in games], interactions[known], pairs[known], checked[known])
+            if self.training:
+                self.steps += 1
+        return Estimate(interactions, loss, {"computed": (~predicted).float().mean(), **metrics})
+
+    @torch.enable_grad()
+    def _learn(
+        self, games: list[Tensor], interactions: Tensor, pairs: Tensor, checked: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss on games whose interactions are known, and how well those that are checked were predicted."""
+        test = pairs & checked[:, None, None]
+        targets = interactions.to(self.mean_square.dtype)
+        rate = (1 / (self.steps + 1)).clamp(min=0.1)  # a mean at first, an exponential one later
+        if self.training and test.any():
+            self.mean_square.lerp_(targets[test].square().mean(), rate)
+        if len(targets):
+            mean, log_sigma = self.learner(*games)
+        else:
+            mean = log_sigma = targets
+        targets = targets / self.mean_square.sqrt().clamp(min=torch.finfo(targets.dtype).tiny)
+        error = (targets - mean.detach())[test].square().mean()
+        if self.training and test.any():
+            self.error.copy_(error if self.error.isinf() else self.error.lerp(error, rate))
+        loss = heteroscedastic_loss(mean, log_sigma, targets)[pairs].sum() / pairs.sum().clamp(min=1)
+        return loss, {"error": error.sqrt(), **calibration(mean[test], log_sigma[test], targets[test])}
