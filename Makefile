@@ -14,7 +14,7 @@ $(VENV)/.torch: constraints.txt
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.torch pyproject.toml CMakeLists.txt $(shell find csrc -type f)
-	$(PIP) -e '.[dev,train,triton]'
+	$(PIP) -e '.[dev,train,triton,paper,phrases]'
 	@touch $@
 
 demo: env

@@ -106,7 +106,18 @@ def test_sources_know_no_torch():
 
 def test_importing_needs_no_extra():
     """`import loupe_ext` touches none of the packages of the extras."""
-    heavy = ["matplotlib", "sklearn", "PIL", "tensorboard", "rich", "safetensors", "triton", "shapiq"]
+    heavy = [
+        "matplotlib",
+        "sklearn",
+        "PIL",
+        "tensorboard",
+        "rich",
+        "safetensors",
+        "triton",
+        "shapiq",
+        "spacy",
+        "transformers",
+    ]
     code = (
         f"import sys, torch; old = set(sys.modules); import loupe_ext; print({set(heavy)} & (set(sys.modules) - old))"
     )

@@ -1,32 +1,87 @@
 """Image-caption pairs, and what only evaluation may see: the true box of each phrase."""
 
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from loupe_ext.phrases.phrase import Chunker, check_text, tokens
+from loupe_ext.phrases.rules import chunk
+
 PAD = 0
+UNKNOWN, FIRST, LAST = "[UNK]", "[CLS]", "[SEP]"  # as BERT's vocabularies spell them
 
 
 class Vocabulary:
-    """Words and their ids. Id 0 pads."""
+    """Words and their ids. Id 0 pads.
+
+    A word that is not among them is cut into the longest pieces that are, of which those that continue a word begin
+    with "##" (WordPiece, as in BERT); where that fails it is "[UNK]", if that is among them.
+    """
 
     def __init__(self, words: Sequence[str]) -> None:
         if len(set(words)) != len(words):
             raise ValueError("words: expected distinct words, got a repeated one")
         self.words = tuple(words)
         self._ids = {word: i for i, word in enumerate(self.words, start=1)}
+        self._longest = max(map(len, self.words), default=0)
 
     def __len__(self) -> int:
         return len(self.words) + 1
 
+    def __contains__(self, word: object) -> bool:
+        return word in self._ids
+
     def encode(self, text: str) -> list[int]:
         """The ids of the words of `text`, which spaces separate."""
-        unknown = [word for word in text.split() if word not in self._ids]
-        if unknown:
-            raise ValueError(f"text: expected words of the vocabulary, got {unknown[0]!r}")
-        return [self._ids[word] for word in text.split()]
+        return [i for word in text.split() for i in self.pieces(word)]
+
+    def pieces(self, word: str) -> list[int]:
+        """The ids of one word, mostly one."""
+        if word in self._ids:
+            return [self._ids[word]]
+        plain = "".join(c for c in unicodedata.normalize("NFD", word) if not unicodedata.combining(c))
+        found = [self._cut(part) for part in re.findall(r"[^\W_]+|[\W_]", plain)]
+        if found and all(found):
+            return [i for ids in found for i in ids]
+        if UNKNOWN not in self._ids:
+            raise ValueError(f"text: expected words of the vocabulary, got {word!r}")
+        return [self._ids[UNKNOWN]]
+
+    def _cut(self, word: str) -> list[int]:
+        """The longest pieces, from the left; none if some letter is in no piece."""
+        ids: list[int] = []
+        start = 0
+        while start < len(word):
+            for end in range(min(len(word), start + self._longest), start, -1):
+                piece = self._ids.get(("##" if start else "") + word[start:end])
+                if piece is not None:
+                    ids.append(piece)
+                    start = end
+                    break
+            else:
+                return []
+        return ids
+
+    @classmethod
+    def of(cls, captions: Sequence[str], least: int = 1) -> "Vocabulary":
+        """The words, in lower case, that captions use at least `least` times, the commonest first, and "[UNK]"."""
+        counts = Counter(word.text.lower() for text in captions for word in tokens(text))
+        common = sorted((-n, word) for word, n in counts.items() if n >= least)
+        return cls([UNKNOWN, *(word for _, word in common)])
+
+    @classmethod
+    def read(cls, path: Path) -> "Vocabulary":
+        """BERT's `vocab.txt`, one piece a line, the same ids: the first is "[PAD]"."""
+        first, *words = path.read_text(encoding="utf-8").splitlines() or [""]
+        if first != "[PAD]":
+            raise ValueError(f"path: expected a first line [PAD], got {first!r} in {path}")
+        return cls(words)
 
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(self.words[i - 1] for i in ids if i != PAD)
@@ -77,6 +132,47 @@ class Pairs:
                     f"{name}: expected int64 of shape [{expected}], got {value.dtype} {tuple(value.shape)}"
                 )
 
+    @classmethod
+    def from_captions(
+        cls,
+        images: Tensor,
+        captions: Sequence[str],
+        vocabulary: Vocabulary | None = None,
+        chunker: Chunker = chunk,
+        longest: int = 60,
+    ) -> "Pairs":
+        """Images with raw captions, whose noun phrases a chunker finds.
+
+        A caption without any noun phrase becomes one phrase as a whole, so that it has something to align.
+
+            pairs = Pairs.from_captions(images, ["A dog chases two cats.", "the red door of a house"])
+            trained = train(pairs, Config(train_size=len(pairs)))
+
+        Args:
+            images: [n, 3, H, W] uint8. Captions: n of them, of one word or more each.
+            vocabulary: of the words, in lower case. None: all words of these captions, and "[UNK]" for any other. One
+                that has "[CLS]" and "[SEP]" (BERT's) gets them around each caption.
+            chunker: from a text to its noun phrases: the rules, `SpacyChunker(nlp)`, or your own.
+            longest: the words (or pieces of words) that are kept of a caption.
+
+        Raises:
+            TypeError, ValueError: an argument has the wrong type, shape or value; a caption has no word.
+        """
+        if isinstance(captions, str) or not all(isinstance(text, str) for text in captions):
+            raise TypeError("captions: expected a sequence of str")
+        if len(captions) != len(images):
+            raise ValueError(f"captions: expected one an image ({len(images)}), got {len(captions)}")
+        vocabulary = Vocabulary.of(captions) if vocabulary is None else vocabulary
+        frame = vocabulary.encode(f"{FIRST} {LAST}") if FIRST in vocabulary and LAST in vocabulary else []
+        if longest <= len(frame):
+            raise ValueError(f"longest: expected room for a word, got {longest}")
+        read = [_read(f"captions[{i}]", text, vocabulary, chunker, longest, frame) for i, text in enumerate(captions)]
+        n, most = len(read), [max(map(len, part), default=0) for part in zip(*read, strict=True)] or [0, 0]
+        words, spans = torch.zeros(n, most[0], dtype=torch.int64), torch.zeros(n, most[1], 2, dtype=torch.int64)
+        for i, (ids, where) in enumerate(read):
+            words[i, : len(ids)], spans[i, : len(where)] = torch.tensor(ids), torch.tensor(where)
+        return cls(images, words, spans, torch.tensor([len(where) for _, where in read], dtype=torch.int64), vocabulary)
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -89,6 +185,28 @@ class Pairs:
     def phrases(self, i: int) -> list[str]:
         spans = self.spans[i, : self.phrase_lengths[i]].tolist()
         return [self.vocabulary.decode(self.words[i, start:end].tolist()) for start, end in spans]
+
+
+def _read(
+    name: str, text: str, vocabulary: Vocabulary, chunker: Chunker, longest: int, frame: list[int]
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """The ids of a caption, and the spans of its noun phrases in them."""
+    words = tokens(check_text(name, text))
+    if not words:
+        raise ValueError(f"{name}: expected a word or more, got {text!r}")
+    ids, starts = frame[:1], []
+    for word in words:
+        starts.append(len(ids))
+        ids += vocabulary.pieces(word.text.lower())
+    starts.append(len(ids))
+    last = min(len(ids), longest - len(frame[1:]))
+    spans = []
+    for phrase in chunker(text):
+        if not 0 <= phrase.first < phrase.after <= len(words):
+            raise ValueError(f"chunker: expected phrases of the {len(words)} words of {text!r}, got {phrase}")
+        if starts[phrase.first] < last:
+            spans.append((starts[phrase.first], min(starts[phrase.after], last)))
+    return ids[:last] + frame[1:], spans or [(starts[0], last)]
 
 
 @dataclass(frozen=True)
