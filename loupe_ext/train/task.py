@@ -9,7 +9,7 @@ from loupe_ext import boxes_to_regions, losses, region_interactions
 from loupe_ext.data.pairs import Batch
 from loupe_ext.model.dual import DualEncoder, ImageFeatures, Scale, TextFeatures
 from loupe_ext.model.heat import heat_boxes, heat_maps
-from loupe_ext.model.image import PATCH
+from loupe_ext.model.pretrained import BertEncoder, SwinEncoder
 from loupe_ext.model.regions import centres, window_features
 from loupe_ext.train.config import Config
 from loupe_ext.unsil import Estimate, Unsil
@@ -22,10 +22,12 @@ class Task(nn.Module):
     With the source "unsil" of FSA's interactions, also the learner's own loss, on its own parameters.
     """
 
-    def __init__(self, config: Config, vocabulary: int) -> None:
+    def __init__(self, config: Config, vocabulary: int, pretrained: bool = True) -> None:
+        """`pretrained`: whether to read the weights that the configuration names, if any."""
         super().__init__()
         self.config = config
-        self.encoder = DualEncoder(vocabulary, config.width, config.dim, config.blocks)
+        image, text = _encoders(config, vocabulary, pretrained)
+        self.encoder = DualEncoder(vocabulary, config.width, config.dim, config.blocks, image, text)
         self.scale_global = Scale(config.scale, 100.0)
         self.scale_local = Scale(config.scale, config.scale_cap)
         for scale in (self.scale_global, self.scale_local):
@@ -123,7 +125,7 @@ class Task(nn.Module):
         """L_TSA of the proposals, in the game whose worth is the similarity that the global or local losses train."""
         c = self.config
         _, h, w, _ = image.patches.shape
-        masks = boxes_to_regions(boxes.detach(), h, w, PATCH)
+        masks = boxes_to_regions(boxes.detach(), h, w, image.patch)
         pooled = c.tsa_game == "pooled-cosine"
         interactions, _ = region_interactions(
             (image.patches * image.weights[..., None] if pooled else image.patches).flatten(1, 2),
@@ -143,9 +145,28 @@ class Task(nn.Module):
         with torch.no_grad():
             heat = heat_maps(image.patches[few], text.phrases[few])
             targets = heat.new_zeros(*mask.shape, 4)
-            targets[mask] = heat_boxes(heat[mask], self.config.box_threshold)
-        at = centres(image.patches.shape[1], image.patches.shape[2], image.patches.device)
-        return losses.box_loss(image.boxes[few], image.confidence[few], targets, at, text.phrase_lengths[few])
+            targets[mask] = heat_boxes(heat[mask], self.config.box_threshold, image.patch)
+        at = centres(image.patches.shape[1], image.patches.shape[2], image.patches.device, image.patch)
+        return losses.box_loss(
+            image.boxes[few],
+            image.confidence[few],
+            targets,
+            at,
+            text.phrase_lengths[few],
+            weight=0.4 / image.patch,
+            beta=image.patch / 2,
+        )
+
+
+def _encoders(c: Config, vocabulary: int, pretrained: bool) -> tuple[nn.Module | None, nn.Module | None]:
+    """The image and the text encoder that a configuration names; None for the small ones."""
+    image: nn.Module | None = None
+    text: nn.Module | None = None
+    if c.image_encoder == "swin":
+        image = SwinEncoder(c.swin_width, c.swin_stages, c.swin_side, c.image_weights if pretrained else None)
+    if c.text_encoder == "bert":
+        text = BertEncoder(vocabulary, c.bert_width, c.bert_layers, c.text_weights if pretrained else None)
+    return image, text
 
 
 def fast_bfloat16() -> bool:
