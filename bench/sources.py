@@ -50,7 +50,8 @@ RESULTS = Path(__file__).parent / "results" / "sources.csv"
 def part_of(scenes: Grounded, part: slice) -> Grounded:
     pairs = scenes.pairs
     fields = (x[part] for x in (pairs.images, pairs.words, pairs.spans, pairs.phrase_lengths))
-    return Grounded(Pairs(*fields, pairs.vocabulary), scenes.boxes[part])
+    truth = (x[part] for x in (scenes.boxes, scenes.objects, scenes.classes))
+    return Grounded(Pairs(*fields, pairs.vocabulary), *truth, scenes.prompts)
 
 
 def milliseconds(call: Callable[[], object]) -> float:

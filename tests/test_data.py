@@ -1,6 +1,7 @@
 import functools
 import itertools
 import re
+import zlib
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ def loaded(name: str, split: str = "test", size: int = SIZE, seed: int = 0) -> G
 
 def contents(made: Grounded) -> list[torch.Tensor]:
     pairs = made.pairs
-    return [pairs.images, pairs.words, pairs.spans, pairs.phrase_lengths, made.boxes.nan_to_num(-1)]
+    boxes = [x.nan_to_num(-1) for x in (made.boxes, made.objects)]
+    return [pairs.images, pairs.words, pairs.spans, pairs.phrase_lengths, *boxes, made.classes]
 
 
 def drawn(name: str, split: int, seed: int) -> compose.Drawn:
@@ -52,6 +54,18 @@ class TestSeeds:
         one, other = loaded(name).pairs, loaded(name, seed=1).pairs
         assert not torch.equal(one.words, other.words)
         assert not (one.images == other.images).flatten(1).all(1).any()
+
+    @pytest.mark.parametrize(
+        ("name", "text", "boxes", "pixel"),
+        [("scenes", 2119187521, 12600, 122.00349), ("digits", 2577937120, 12125, 127.33398)],
+    )
+    def test_the_same_scenes_in_every_version(self, name, text, boxes, pixel):
+        """What was measured on them stays true. Pixels may round otherwise on another machine."""
+        pairs = loaded(name).pairs
+        captions = b"".join(x.numpy().tobytes() for x in (pairs.words, pairs.spans, pairs.phrase_lengths))
+        assert zlib.crc32(captions) == text
+        assert loaded(name).boxes.nansum() == boxes
+        assert pairs.images.double().mean().item() == pytest.approx(pixel, abs=1e-3)
 
 
 class TestSplits:
@@ -140,6 +154,35 @@ class TestScenes:
         assert boxes.min() >= 0
         assert boxes.max() <= 64
         assert (boxes[:, 2:] - boxes[:, :2]).min() >= 3
+
+    @both
+    def test_every_object_has_a_box_and_a_class_once(self, name):
+        made = loaded(name)
+        there = made.classes >= 0
+        assert (there.sum(1) >= 3).all()
+        assert made.objects[~there].isnan().all()
+        assert not made.objects[there].isnan().any()
+        assert all(len(set(row[row >= 0].tolist())) == (row >= 0).sum() for row in made.classes)
+        layout = MODULES[name]._draw(np.random.default_rng((0, 2, 0)), 2).layout  # seed, split and chunk
+        first = min(SIZE, len(layout))
+        assert there.sum(1)[:first].tolist() == layout.counts[:first].tolist()
+
+    @both
+    def test_a_phrase_is_of_the_object_whose_box_it_has(self, name):
+        made = loaded(name)
+        for i in range(SIZE):
+            for phrase, box in zip(made.pairs.phrases(i), made.boxes[i], strict=False):
+                (k,) = (made.objects[i] == box).all(1).nonzero()[:, 0].tolist()
+                article, *words = phrase.split()
+                bare = [word for word in words if word not in ("small", "large")]
+                assert made.prompts[made.classes[i, k]].split()[1:] == bare
+                assert article in ("a", "an")
+
+    def test_classes_have_their_prompts(self):
+        assert len(set(loaded("scenes").prompts)) == 64
+        assert {"a red circle", "an orange moon"} <= set(loaded("scenes").prompts)
+        assert loaded("digits").prompts[3] == "a three"
+        assert len(set(loaded("digits").prompts)) == 10
 
     def test_a_box_holds_the_colour_that_its_phrase_names(self):
         made = loaded("scenes")
@@ -243,7 +286,22 @@ class TestBadInput:
 
     def test_grounded(self):
         with pytest.raises(ValueError, match=r"boxes: expected shape \(2, 3, 4\), got \(2, 4\)"):
-            Grounded(self.pairs, torch.zeros(2, 4))
+            Grounded(self.pairs, torch.zeros(2, 4), torch.zeros(2, 1, 4), torch.zeros(2, 1).long(), ("a",))
+
+    @pytest.mark.parametrize(
+        ("objects", "classes", "message"),
+        [
+            (torch.zeros(2, 3), torch.zeros(2, 3).long(), r"objects: expected shape \(2, 3, 4\), got \(2, 3\)"),
+            (torch.zeros(2, 3, 4), torch.zeros(2, 3), r"classes: expected int64 of shape \[2, \*\], got torch.float32"),
+            (torch.zeros(1, 3, 4), torch.zeros(1, 3).long(), r"classes: expected int64 of shape \[2, \*\]"),
+            (torch.zeros(2, 3, 4), torch.full((2, 3), 1), "classes: expected -1 to 0, got 1 to 1"),
+            (torch.zeros(2, 3, 4), torch.full((2, 3), -2), "classes: expected -1 to 0, got -2 to -2"),
+            (torch.full((2, 3, 4), torch.nan), torch.zeros(2, 3).long(), "objects: expected finite boxes"),
+        ],
+    )
+    def test_objects(self, objects, classes, message):
+        with pytest.raises(ValueError, match=message):
+            Grounded(self.pairs, torch.zeros(2, 3, 4), objects, classes, ("a",))
 
     def test_vocabulary(self):
         with pytest.raises(ValueError, match="words: expected distinct words"):

@@ -46,6 +46,7 @@ class Drawn:
     images: Floats
     layout: Layout
     boxes: Floats
+    classes: Ints  # [n, most], the class of each kind
     name: Callable[[int], str]  # the phrase of a kind
 
 
@@ -131,17 +132,25 @@ def caption(phrases: list[str], centres: Floats) -> tuple[str, list[tuple[int, i
 
 
 def assemble(
-    draw: Callable[[np.random.Generator], Drawn], vocabulary: Vocabulary, longest: int, size: int, key: tuple[int, ...]
+    draw: Callable[[np.random.Generator], Drawn],
+    vocabulary: Vocabulary,
+    longest: int,
+    size: int,
+    key: tuple[int, ...],
+    prompts: tuple[str, ...],
 ) -> Grounded:
     """A set of `size` captioned scenes, from as many chunks of `draw` as it takes; `key` seeds them.
 
     Each caption names two or three of its scene's objects, in random order. Captions are padded to `longest` words.
+    `prompts` names the classes.
     """
     images = torch.empty(size, 3, SIDE, SIDE, dtype=torch.uint8)
     words = torch.zeros(size, longest, dtype=torch.int64)
     spans = torch.zeros(size, 3, 2, dtype=torch.int64)
     boxes = torch.full((size, 3, 4), torch.nan)
     lengths = torch.zeros(size, dtype=torch.int64)
+    objects = torch.full((size, OBJECTS[1], 4), torch.nan)
+    classes = torch.full((size, OBJECTS[1]), -1)
     filled = chunk = 0
     while filled < size:
         rng = np.random.default_rng((*key, chunk))
@@ -149,6 +158,9 @@ def assemble(
         noisy = drawn.images + 0.02 * rng.standard_normal(drawn.images.shape, dtype=np.float32)
         pixels = torch.from_numpy((np.clip(noisy, 0, 1) * 255).round().astype(np.uint8)).permute(0, 3, 1, 2)
         images[filled : filled + len(pixels)] = pixels[: size - filled]
+        objects[filled : filled + len(pixels)] = torch.from_numpy(drawn.boxes)[: size - filled]
+        there = np.where(drawn.layout.present, drawn.classes, -1)
+        classes[filled : filled + len(pixels)] = torch.from_numpy(there)[: size - filled]
         for layout, box, i in zip(_scenes(drawn.layout), drawn.boxes, range(filled, size), strict=False):
             kinds, centres = layout
             named = rng.permutation(len(kinds))[: rng.integers(2, 4)]
@@ -160,7 +172,7 @@ def assemble(
             lengths[i] = len(where)
         filled = min(size, filled + len(pixels))
         chunk += 1
-    return Grounded(Pairs(images, words, spans, lengths, vocabulary), boxes)
+    return Grounded(Pairs(images, words, spans, lengths, vocabulary), boxes, objects, classes, prompts)
 
 
 def _scenes(layout: Layout) -> list[tuple[Ints, Floats]]:

@@ -27,6 +27,7 @@ from loupe_ext.data.pairs import Grounded, Vocabulary
 from loupe_ext.extras import needs
 
 NUMERALS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CLASSES = tuple(noun_phrase(numeral) for numeral in NUMERALS)
 VOCABULARY = Vocabulary([*COMMON_WORDS, *NUMERALS])
 LONGEST = 8  # words: three phrases of two, and two joints
 PIXEL = (1.8, 2.7)  # smallest and largest size of a digit's own pixel, in the scene's pixels
@@ -77,9 +78,9 @@ def _draw(rng: np.random.Generator, split: int) -> Drawn:
         ink = down @ digits[layout.kinds[scenes, k]] @ across.transpose(0, 2, 1)
         covers = np.clip((ink - 0.25) / 0.4, 0, 1)
         boxes[scenes, k] = paste(images, scenes, covers, inks[scenes, k, None, None], centres)
-    return Drawn(images, layout, boxes, lambda kind: noun_phrase(NUMERALS[labels[kind]]))
+    return Drawn(images, layout, boxes, labels[layout.kinds], lambda kind: CLASSES[labels[kind]])
 
 
 def digit_scenes(split: int, size: int, seed: int) -> Grounded:
     """`size` scenes of a split (0 training, 1 validation, 2 test), the same ones for the same seed."""
-    return assemble(lambda rng: _draw(rng, split), VOCABULARY, LONGEST, size, (seed, split))
+    return assemble(lambda rng: _draw(rng, split), VOCABULARY, LONGEST, size, (seed, split), CLASSES)

@@ -1,4 +1,4 @@
-"""Image-caption pairs, and what only evaluation may see: the true box of each phrase."""
+"""Image-caption pairs, and what only evaluation may see: the true boxes of phrases and objects."""
 
 import re
 import unicodedata
@@ -211,20 +211,40 @@ def _read(
 
 @dataclass(frozen=True)
 class Grounded:
-    """Pairs with the true box of every phrase. Evaluation takes this; training takes its `pairs`.
+    """Pairs with the true boxes of every phrase and object. Evaluation takes this; training takes its `pairs`.
 
     Attributes:
         pairs: n captioned images.
         boxes: [n, P, 4] float32, x0, y0, x1, y1 in pixels of each phrase's object; NaN where there is no phrase.
+        objects: [n, K, 4] float32, the boxes of all objects, also of those that the caption does not name; NaN where
+            there is none.
+        classes: [n, K] int64, what each object is, an index of `prompts`; -1 where there is none.
+        prompts: what a caption would call an object of each class, in the words of the vocabulary.
     """
 
     pairs: Pairs
     boxes: Tensor
+    objects: Tensor
+    classes: Tensor
+    prompts: tuple[str, ...]
 
     def __post_init__(self) -> None:
         shape = (*self.pairs.spans.shape[:2], 4)
         if self.boxes.shape != shape:
             raise ValueError(f"boxes: expected shape {shape}, got {tuple(self.boxes.shape)}")
+        check_objects(self.objects, self.classes, len(self), len(self.prompts))
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+
+def check_objects(objects: Tensor, classes: Tensor, n: int, count: int) -> None:
+    """Raise unless these are the boxes [n, K, 4] and the classes [n, K], of `count`, of the objects of n images."""
+    if classes.dim() != 2 or len(classes) != n or classes.dtype != torch.int64:
+        raise ValueError(f"classes: expected int64 of shape [{n}, *], got {classes.dtype} {tuple(classes.shape)}")
+    if objects.shape != (*classes.shape, 4):
+        raise ValueError(f"objects: expected shape {(*classes.shape, 4)}, got {tuple(objects.shape)}")
+    if ((classes < -1) | (classes >= count)).any():
+        raise ValueError(f"classes: expected -1 to {count - 1}, got {classes.min()} to {classes.max()}")
+    if not objects[classes >= 0].isfinite().all():
+        raise ValueError("objects: expected finite boxes of all objects, got NaN or infinity")

@@ -76,6 +76,7 @@ PHRASES = [
     for shape in SHAPES
     for size in SIZES
 ]
+CLASSES = tuple(noun_phrase(colour, shape) for colour in COLOURS for shape in SHAPES)  # whatever the size
 VOCABULARY = Vocabulary([*COMMON_WORDS, *COLOURS, *SHAPES, "small", "large"])
 LONGEST = 14  # words: three phrases of four, and two joints
 
@@ -122,9 +123,9 @@ def _draw(rng: np.random.Generator, split: int) -> Drawn:
             covers = np.clip(0.5 - outside, 0, 1).astype(np.float32)
             shaded = colours[scenes, k, None, None] * (1 - 0.15 * y[..., None])
             boxes[scenes, k] = paste(images, scenes, covers, shaded.astype(np.float32), centres)
-    return Drawn(images, layout, boxes, PHRASES.__getitem__)
+    return Drawn(images, layout, boxes, looks, PHRASES.__getitem__)
 
 
 def rendered_scenes(split: int, size: int, seed: int) -> Grounded:
     """`size` scenes of a split (0 training, 1 validation, 2 test), the same ones for the same seed."""
-    return assemble(lambda rng: _draw(rng, split), VOCABULARY, LONGEST, size, (seed, split))
+    return assemble(lambda rng: _draw(rng, split), VOCABULARY, LONGEST, size, (seed, split), CLASSES)
