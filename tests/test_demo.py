@@ -8,9 +8,9 @@ import re
 import pytest
 
 from loupe_ext.cli import main
-from loupe_ext.demo import rows, table
+from loupe_ext.demo import report, rows, table
 
-for package in ("matplotlib", "PIL", "rich", "safetensors", "sklearn", "yaml"):
+for package in ("faster_coco_eval", "matplotlib", "PIL", "rich", "safetensors", "sklearn", "yaml"):
     pytest.importorskip(package)
 
 METRICS = ("i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5", "pointing", "acc50", "acc30", "miou")
@@ -42,8 +42,10 @@ def test_table_shows_mean_spread_and_the_best():
 
 
 def test_table_leaves_out_what_a_row_does_not_have():
-    found = table.lines([result("cmc", 0, 0.25), result("default", 0, 0.5, recall=0.75)], "scenes")
-    assert found[0].texts()["recall"] == "-"
+    found = table.lines([result("cmc", 0, 0.25), result("default", 0, 0.5, recall=0.75, ap50=0.6)], "scenes")
+    assert found[0].texts()["recall"] == found[0].texts()["ap50"] == "-"
+    assert found[1].texts()["recall"] == "75.0"
+    assert found[1].texts()["ap50"] == "60.0"
     assert table.lines([result("cmc", 0, 0.25)], "digits") == []
 
 
@@ -51,7 +53,7 @@ def test_csv_holds_every_run_unrounded():
     read = list(csv.DictReader(io.StringIO(table.comma_separated([result("cmc", s, 0.1 + 0.2) for s in range(3)]))))
     assert [line["seed"] for line in read] == ["0", "1", "2"]
     assert float(read[0]["acc50"]) == 0.1 + 0.2
-    assert read[0]["recall"] == ""
+    assert read[0]["recall"] == read[0]["ap30"] == ""
 
 
 def test_rows_differ_in_their_objective_alone():
@@ -81,12 +83,18 @@ def test_demo_writes_all_it_promises(demo):
     assert not list(demo.rglob("*.partial"))
     results = [json.loads(path.read_text()) for path in (demo / "runs").glob("*.json")]
     assert all(0 <= value <= 1 for one in results for value in one["metrics"].values())
+    detecting = {one["row"] for one in results if {"ap30", "ap50"} <= set(one["metrics"])}
+    assert detecting == {"default", "default-without-fsa"}
 
 
 def test_demo_again_repeats_nothing(demo):
     before = {path: path.stat().st_mtime_ns for path in (demo / "runs").iterdir()}
     assert main([*SMALL, "--out", str(demo)]) == 0
     assert {path: path.stat().st_mtime_ns for path in (demo / "runs").iterdir()} == before
+
+
+def test_report_has_a_head_over_every_column():
+    assert sum(columns for _, columns in report.GROUPS) == len(table.HEADS)
 
 
 def test_report_is_self_contained(demo):

@@ -107,6 +107,7 @@ def test_sources_know_no_torch():
 def test_importing_needs_no_extra():
     """`import loupe_ext` touches none of the packages of the extras."""
     heavy = [
+        "faster_coco_eval",
         "matplotlib",
         "sklearn",
         "PIL",

@@ -15,6 +15,7 @@ from loupe_ext.zeroshot.retrieval import recalls
 RETRIEVAL = {"i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5"}
 GROUNDING = {"pointing", "acc50", "acc30", "miou"}
 PROPOSALS = {"recall", "proposal_acc50", "proposal_acc30", "proposal_miou"}
+DETECTION = {"ap50", "ap30"}
 NO_BOXES = {"boxes": 0.0}
 LATE = {"cmc": 0.0, "late_interaction": 1.0, **NO_BOXES}
 
@@ -119,7 +120,11 @@ class TestGrounding:
 class TestEvaluate:
     @pytest.mark.parametrize(
         ("changes", "keys"),
-        [({}, RETRIEVAL | GROUNDING | PROPOSALS), (NO_BOXES, RETRIEVAL | GROUNDING), (LATE, RETRIEVAL | GROUNDING)],
+        [
+            ({}, RETRIEVAL | GROUNDING | PROPOSALS | DETECTION),
+            (NO_BOXES, RETRIEVAL | GROUNDING),
+            (LATE, RETRIEVAL | GROUNDING),
+        ],
         ids=["boxes", "no-boxes", "late-interaction"],
     )
     def test_measures_what_its_docstring_says(self, changes, keys):
@@ -181,6 +186,6 @@ class TestEvaluate:
         assert all(metrics[name] == 1 for name in PROPOSALS)
 
     def test_the_threshold_is_the_one_that_grounds_most(self, monkeypatch):
-        boxes = lambda maps, threshold: true_boxes() * (1 if threshold in (0.45, 0.6) else 9)  # noqa: E731
+        boxes = lambda maps, threshold, patch: true_boxes() * (1 if threshold in (0.45, 0.6) else 9)  # noqa: E731
         monkeypatch.setattr(heat, "heat_boxes", boxes)
         assert evaluation.choose_threshold(task(), scenes()) == 0.45  # the first of the best

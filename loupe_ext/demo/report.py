@@ -30,7 +30,7 @@ from loupe_ext.zeroshot.grounding import choose_proposals
 PHRASE_COLOURS = ("#e11d48", "#2563eb", "#059669")
 TITLES = {"scenes": "Rendered scenes", "digits": "Scenes of handwritten digits"}
 SHOWN = {"scenes": 8, "digits": 4}
-GROUPS = (("Retrieval", 4), ("Heat maps", 4), ("Proposals", 4), ("", 1))
+GROUPS = (("Retrieval", 4), ("Heat maps", 4), ("Proposals", 4), ("Detection", 2), ("", 1))
 
 
 def write_report(path: Path, runs: Sequence[Run], results: Sequence[Result], out: Path) -> None:

@@ -24,6 +24,8 @@ COLUMNS = {
     "proposal_acc30": "Prop. Acc@.3",
     "proposal_miou": "Prop. mIoU",
     "recall": "Prop. recall",
+    "ap50": "AP@.5",
+    "ap30": "AP@.3",
 }
 BRIEF = ("i2t_r1", "t2i_r1", "pointing", "acc50", "miou", "proposal_acc50", "proposal_miou", "recall")
 
@@ -110,7 +112,7 @@ def show(title: str, found: Sequence[Line]) -> None:
         from rich.table import Table
     console = Console()
     if not console.is_terminal:
-        console = Console(width=150)
+        console = Console(width=165)
     grid = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
     grid.add_column(no_wrap=True)
     for head in HEADS.values():

@@ -1,1 +1,1 @@
-"""Zero-shot use: retrieval and grounding with no box and no fine-tuning."""
+"""Zero-shot use: retrieval, grounding and detection with no box and no fine-tuning."""

@@ -10,7 +10,7 @@ from loupe_ext.losses import late_interaction_similarity
 from loupe_ext.model import heat
 from loupe_ext.model.dual import ImageFeatures, TextFeatures
 from loupe_ext.train.task import Task
-from loupe_ext.zeroshot import grounding
+from loupe_ext.zeroshot import detection, grounding
 from loupe_ext.zeroshot.retrieval import recalls
 
 THRESHOLDS = tuple(i / 20 for i in range(4, 17))
@@ -57,25 +57,32 @@ def choose_threshold(task: Task, validation: Grounded) -> float:
 def evaluate(task: Task, scenes: Grounded, threshold: float) -> dict[str, float]:
     """Retrieval by the similarity the task was trained on; grounding by `heat_boxes`, and by its proposals if any.
 
+    Its proposals also detect the classes' objects, those that no caption names among them.
+
     Returns:
         "i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5"; "pointing"; "acc50", "acc30" and "miou" of `heat_boxes`; and, of a task
-        that learned boxes, "recall" of its proposals and "proposal_acc50", "proposal_acc30", "proposal_miou".
+        that learned boxes, "recall" of its proposals and "proposal_acc50", "proposal_acc30", "proposal_miou", and
+        "ap50" and "ap30" of detection, by `average_precision`.
     """
     seen = encode(task, scenes)
     metrics = recalls(*similarities(task, seen))
     metrics["pointing"] = grounding.pointing_accuracy(heat.peaks(seen.heat, seen.patch), seen.boxes)
     metrics |= grounding.grounding_accuracy(heat.heat_boxes(seen.heat, threshold, seen.patch), seen.boxes)
     if task.config.boxes:
-        proposals, chosen = [], []
+        prompts = detection.encode_prompts(task.encoder, scenes.prompts, scenes.pairs.vocabulary)
+        proposals, chosen, found, scores = [], [], [], []
         for image, text in zip(seen.images, seen.texts, strict=True):
             features, boxes, confidence = image.proposals(task.config.proposals, task.config.overlap)
             each = boxes[:, None].expand(-1, text.phrases.shape[1], -1, -1)
+            found.append(boxes)
+            scores.append(grounding.score_proposals(features, confidence, prompts))
             picked = grounding.choose_proposals(features, confidence, text.phrases)
             proposals.append(each[text.phrase_mask])
             chosen.append(each.gather(2, picked[..., None, None].expand(-1, -1, 1, 4))[:, :, 0][text.phrase_mask])
         metrics["recall"] = grounding.proposal_recall(torch.cat(proposals), seen.boxes)
         by_proposals = grounding.grounding_accuracy(torch.cat(chosen), seen.boxes)
         metrics |= {f"proposal_{name}": value for name, value in by_proposals.items()}
+        metrics |= detection.average_precision(torch.cat(found), torch.cat(scores), scenes.objects, scenes.classes)
     return metrics
 
 

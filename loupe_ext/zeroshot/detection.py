@@ -1,0 +1,120 @@
+"""Zero-shot object detection: class names in prompts against the proposed regions."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from loupe_ext.data.pairs import Batch, Vocabulary, check_objects
+from loupe_ext.extras import needs
+from loupe_ext.model.dual import DualEncoder
+
+OVERLAPS = {"ap30": 0.3, "ap50": 0.5}
+
+
+@torch.no_grad()
+def encode_prompts(encoder: DualEncoder, prompts: tuple[str, ...], vocabulary: Vocabulary) -> Tensor:
+    """The features of classes, [C, d] of length one: each prompt is a caption that is one noun phrase.
+
+    Raises:
+        ValueError: a prompt is empty or has words that the vocabulary lacks.
+    """
+    ids = [vocabulary.encode(prompt) for prompt in prompts]
+    if not ids or not all(ids):
+        raise ValueError(f"prompts: expected a prompt or more, each of a word or more, got {prompts}")
+    lengths = torch.tensor([len(x) for x in ids])
+    words = torch.zeros(len(ids), int(lengths.max()), dtype=torch.int64)
+    for row, x in zip(words, ids, strict=True):
+        row[: len(x)] = torch.tensor(x)
+    spans = torch.stack([torch.zeros_like(lengths), lengths], -1)[:, None]
+    text = encoder.encode_text(Batch(torch.empty(0), words, spans, torch.ones_like(lengths)))
+    return text.phrases[:, 0]
+
+
+def average_precision(
+    boxes: Tensor, scores: Tensor, objects: Tensor, classes: Tensor, limit: int = 100
+) -> dict[str, float]:
+    """Mean over the classes of the average precision, as COCO has it, at an IoU of 0.30 and of 0.50.
+
+    Every proposal is a detection of every class, as sure as its score. By falling score, over all images, a detection
+    is right if it meets an object of its class that none before it took; precision, made not to rise with recall, is
+    averaged over the recalls 0, 0.01, ..., 1. Classes without an object are left out (COCO's protocol, as computed by
+    faster-coco-eval).
+
+    Args:
+        boxes: [n, M, 4] floating, x0, y0, x1, y1 of the M proposals of n images.
+        scores: [n, C, M] floating, of each proposal as an object of each class. A detection with a score or a box
+            that is not finite is none.
+        objects, classes: [n, K, 4] and [n, K] int64, the true objects, as in `Grounded`.
+        limit: the detections that count of an image, the best of all classes; COCO's 100.
+
+    Returns:
+        "ap30" and "ap50" in 0..1.
+
+    Raises:
+        ValueError: an argument has the wrong shape, dtype or value, or there is no object at all.
+        ImportError: faster-coco-eval is missing.
+    """
+    if boxes.dim() != 3 or boxes.shape[-1] != 4:
+        raise ValueError(f"boxes: expected shape [n, M, 4], got {tuple(boxes.shape)}")
+    n, M = boxes.shape[:2]
+    if scores.dim() != 3 or (scores.shape[0], scores.shape[2]) != (n, M):
+        raise ValueError(f"scores: expected shape [{n}, C, {M}], got {tuple(scores.shape)}")
+    if limit < 1:
+        raise ValueError(f"limit: expected 1 or more, got {limit}")
+    check_objects(objects, classes, n, scores.shape[1])
+    image, k = (classes >= 0).nonzero(as_tuple=True)
+    if not len(image):
+        raise ValueError("classes: expected an object or more, got none")
+    truth = [
+        {"id": i, "image_id": at, "category_id": kind, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+        for i, (at, kind, box) in enumerate(
+            zip(image.tolist(), classes[image, k].tolist(), _corner_and_size(objects[image, k]), strict=True), start=1
+        )
+    ]
+    scores = torch.where(boxes.isfinite().all(-1)[:, None] & scores.isfinite(), scores, -torch.inf)
+    best, order = scores.flatten(1).sort(dim=1, descending=True, stable=True)
+    image, rank = (best[:, :limit] > -torch.inf).nonzero(as_tuple=True)
+    kind, m = order[image, rank] // M, order[image, rank] % M
+    found = [
+        {"image_id": at, "category_id": kind, "bbox": box, "score": score}
+        for at, kind, box, score in zip(
+            image.tolist(),
+            kind.tolist(),
+            _corner_and_size(boxes[image, m]),
+            best[image, rank].tolist(),
+            strict=True,
+        )
+    ]
+    if not found:  # which faster-coco-eval can't read before 1.8
+        return dict.fromkeys(OVERLAPS, 0.0)
+    precision = _coco_precision(truth, found, n, scores.shape[1], limit)
+    return {name: of[of > -1].mean().item() for name, of in zip(OVERLAPS, precision, strict=True)}
+
+
+def _corner_and_size(boxes: Tensor) -> list[list[float]]:
+    """x, y, width and height, as COCO writes boxes."""
+    boxes = boxes.double()
+    return torch.cat([boxes[:, :2], (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)], -1).tolist()
+
+
+def _coco_precision(
+    truth: list[dict[str, object]], found: list[dict[str, object]], images: int, classes: int, limit: int
+) -> Tensor:
+    """[overlaps, recalls, classes], -1 of classes without an object."""
+    with needs("faster-coco-eval"):
+        from faster_coco_eval import COCO, COCOeval_faster
+    coco = COCO(
+        {
+            "images": [{"id": i} for i in range(images)],
+            "categories": [{"id": i} for i in range(classes)],
+            "annotations": truth,
+        }
+    )
+    judged = COCOeval_faster(coco, coco.loadRes(found), "bbox")
+    judged.params.iouThrs = list(OVERLAPS.values())
+    judged.params.areaRng, judged.params.areaRngLbl = [[0, math.inf]], ["all"]
+    judged.params.maxDets = [limit]
+    judged.evaluate()
+    judged.accumulate()
+    return torch.as_tensor(judged.eval["precision"])[:, :, :, 0, 0]
