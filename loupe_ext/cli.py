@@ -14,18 +14,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; errors that a user can mend end in one line and status 2."""
     parser = argparse.ArgumentParser(prog="loupe", description="Fine-grained vision-language alignment from captions.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_train, _add_evaluate):
+    for add in (_add_demo, _add_ablate, _add_train, _add_evaluate):
         add(commands)
     options = parser.parse_args(arguments)
     try:
-        options.run(options)
+        return int(options.run(options) or 0)
     except (ValueError, TypeError, ImportError, OSError, FloatingPointError, BrokenExecutor) as error:
         print(f"loupe: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("loupe: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    return 0
 
 
 def _add_demo(commands: Any) -> None:
@@ -56,6 +55,36 @@ def _demo(options: argparse.Namespace) -> None:
         table.show(TITLES[data], table.lines(results, data))
     minutes, seconds = divmod(round(time.perf_counter() - start), 60)
     print(f"{minutes} min {seconds:02d} s. The report: {options.out / 'report.html'}")
+
+
+def _add_ablate(commands: Any) -> None:
+    command = commands.add_parser("ablate", help="train every objective on every data set, and write tables and a plot")
+    command.add_argument("--out", type=Path, default=Path("ablation"), help="folder of results; finished runs are kept")
+    command.add_argument("--seeds", type=_positive, default=3)
+    command.add_argument("--steps", type=_positive, default=500)
+    command.add_argument("--pairs", type=_positive, default=20_000, help="captioned images to train on")
+    command.add_argument("--scenes", type=_positive, default=500, help="test scenes of the evaluation")
+    command.add_argument("--workers", type=_positive, default=2, help="runs at a time, one thread each")
+    command.add_argument("--data", nargs="+", metavar="NAME", help="of the data sets; default: all")
+    command.add_argument("--rows", nargs="+", metavar="NAME", help="of the rows; default: all")
+    command.add_argument("--equal-time", action="store_true", help="then also for as long as the default recipe takes")
+    command.set_defaults(run=_ablate)
+
+
+def _ablate(options: argparse.Namespace) -> int:
+    from loupe_ext.demo.ablation import Ablation
+
+    chosen = {name: tuple(getattr(options, name)) for name in ("data", "rows") if getattr(options, name)}
+    ablation = Ablation(
+        options.seeds, options.steps, options.pairs, options.scenes, equal_time=options.equal_time, **chosen
+    )
+    failures = ablation.perform(options.out, options.workers)
+    print(f"The tables: {options.out / 'table.md'}")
+    for run, error in failures:
+        print(f"loupe: {run.key}: {type(error).__name__}: {error}", file=sys.stderr)
+    if failures:
+        print(f"loupe: {len(failures)} runs failed; the same command tries them again", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def _add_train(commands: Any) -> None:

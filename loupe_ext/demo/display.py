@@ -47,11 +47,11 @@ class Display:
             )
             self.bars.update(task, total=step.steps, completed=step.step, note=note)
 
-    def finished(self, run: str) -> None:
+    def finished(self, run: str, outcome: str = "done") -> None:
         if run in self.tasks:
             self.bars.remove_task(self.tasks.pop(run))
         self.bars.advance(self.all)
-        self._say(f"{run}: done")
+        self._say(f"{run}: {outcome}")
 
     def _say(self, text: str) -> None:
         """Where there is no terminal to redraw, one line an event."""

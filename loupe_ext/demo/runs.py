@@ -1,12 +1,14 @@
 """Runs in worker processes, one thread each, with their progress on one screen. A finished run is never repeated."""
 
+import datetime
 import functools
 import json
 import multiprocessing
 import os
+import platform
 import signal
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from queue import Empty
@@ -43,6 +45,27 @@ def _identity(run: Run) -> Result:
     return {"config": run.config.to_yaml(), "evaluation_scenes": run.evaluation_scenes}
 
 
+def _circumstances() -> Result:
+    """Where and when a run was made."""
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _cpu() -> str:
+    """The processor's model name, or at least its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def perform(run: Run, out: Path) -> Result:
     """Train on the training split, choose the heat threshold on validation, and report on test."""
     _tell(run, "drawing scenes")
@@ -62,6 +85,8 @@ def perform(run: Run, out: Path) -> Result:
         "data": run.data,
         "seed": run.seed,
         **_identity(run),
+        **_circumstances(),
+        "steps": run.steps,
         "threshold": threshold,
         "milliseconds_per_step": 1000 * trained.seconds_per_step,
         "metrics": evaluate(trained.task, test, threshold),
@@ -101,8 +126,13 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def perform_all(runs: Iterable[Run], out: Path, workers: int) -> list[Result]:
-    """All runs, in order of `runs`, `workers` at a time; those already stored in `out` are taken from there."""
+def perform_all(
+    runs: Iterable[Run], out: Path, workers: int, failed: Callable[[Run, Exception], None] | None = None
+) -> list[Result]:
+    """All runs, in order of `runs`, `workers` at a time; those already stored in `out` are taken from there.
+
+    `failed` is told of a run that raises, which is then left out, and the others go on; None: it ends them all.
+    """
     with needs("rich"):
         from loupe_ext.demo.display import Display
     runs = list(runs)
@@ -124,8 +154,13 @@ def perform_all(runs: Iterable[Run], out: Path, workers: int) -> list[Result]:
                 _relay(messages, display)
                 for future in done:
                     run = pending.pop(future)
-                    results[run.key] = future.result()
-                    display.finished(run.key)
+                    try:
+                        results[run.key] = future.result()
+                    except Exception as error:
+                        if failed is None:
+                            raise
+                        failed(run, error)
+                    display.finished(run.key, "done" if results[run.key] else "failed")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in set(multiprocessing.active_children()) - others:

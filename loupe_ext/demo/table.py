@@ -3,7 +3,7 @@
 import csv
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from loupe_ext.demo.rows import ROWS, Row
@@ -27,12 +27,13 @@ COLUMNS = {
     "ap50": "AP@.5",
     "ap30": "AP@.3",
 }
+COUNTS = ("milliseconds_per_step", "steps")  # the rest of what a table can show: not in percent, and none is best
 BRIEF = ("i2t_r1", "t2i_r1", "pointing", "acc50", "miou", "proposal_acc50", "proposal_miou", "recall")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean and standard deviation over seeds (0 for one seed) of a metric or of the milliseconds a step takes."""
+    """Mean and standard deviation over seeds (0 for one seed) of a metric or of one of the `COUNTS`."""
 
     mean: float
     spread: float
@@ -52,45 +53,49 @@ class Line:
 
     row: Row
     seeds: int
-    cells: dict[str, Cell]  # by metric, without those that the row does not have; and "milliseconds_per_step"
+    cells: dict[str, Cell]  # by metric, without those that the row does not have; and by name of the `COUNTS`
+
+    def text(self, name: str) -> str:
+        """What the table shows in a column."""
+        if name not in self.cells:
+            return "-"
+        return self.cells[name].show(self.seeds, *((1, 0) if name in COUNTS else (100, 1)))
 
     def texts(self) -> dict[str, str]:
         """What the table shows in each column."""
-        shown = {name: self.cells[name].show(self.seeds, 100, 1) if name in self.cells else "-" for name in COLUMNS}
-        return {**shown, "milliseconds_per_step": self.cells["milliseconds_per_step"].show(self.seeds, 1, 0)}
+        return {name: self.text(name) for name in HEADS}
 
 
 HEADS = {**COLUMNS, "milliseconds_per_step": "ms/step"}
 
 
-def lines(results: Sequence[Result], data: str) -> list[Line]:
-    """The rows that were run on `data`, in their usual order."""
+def lines(results: Sequence[Result], data: str, rows: Sequence[Row] = ROWS) -> list[Line]:
+    """Those of `rows` that were run on `data`, in their order."""
     found = []
-    for row in ROWS:
+    for row in rows:
         ours = [result for result in results if (result["row"], result["data"]) == (row.key, data)]
         if ours:
-            cells = {name: Cell.of([r["metrics"][name] for r in ours]) for name in ours[0]["metrics"]}
-            cells["milliseconds_per_step"] = Cell.of([r["milliseconds_per_step"] for r in ours])
-            found.append(Line(row, len(ours), cells))
+            values = [{**r["metrics"], **{name: r[name] for name in COUNTS if name in r}} for r in ours]
+            names = [name for name in values[0] if all(name in others for others in values)]
+            found.append(Line(row, len(ours), {name: Cell.of([value[name] for value in values]) for name in names}))
     return found
 
 
 def is_best(line: Line, found: Sequence[Line], name: str) -> bool:
     """Whether no line's mean of the metric is higher; False if there is nothing to compare."""
     means = [other.cells[name].mean for other in found if name in other.cells]
-    return name in COLUMNS and name in line.cells and len(means) > 1 and line.cells[name].mean == max(means)
+    return name not in COUNTS and name in line.cells and len(means) > 1 and line.cells[name].mean == max(means)
 
 
-def markdown(found: Sequence[Line]) -> str:
-    """A Markdown table of the `BRIEF` columns. The best mean of each metric is bold."""
+def markdown(found: Sequence[Line], heads: Mapping[str, str] | None = None) -> str:
+    """A Markdown table of the columns `heads`, or of `BRIEF`. The best mean of each metric is bold."""
+    heads = heads or {name: HEADS[name] for name in BRIEF}
     rows = []
     for line in found:
-        texts = line.texts()
-        shown = [f"**{texts[name]}**" if is_best(line, found, name) else texts[name] for name in BRIEF]
+        shown = [f"**{line.text(name)}**" if is_best(line, found, name) else line.text(name) for name in heads]
         rows.append([line.row.title, *shown])
-    heads = ["", *(HEADS[name] for name in BRIEF)]
-    align = ["---", *["---:"] * len(BRIEF)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, align, *rows])
+    align = ["---", *["---:"] * len(heads)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [["", *heads.values()], align, *rows])
 
 
 def comma_separated(results: Sequence[Result]) -> str:

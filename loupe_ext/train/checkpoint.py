@@ -52,12 +52,18 @@ def save(
     step: int,
     history: dict[str, Tensor],
     optimizer: torch.optim.Optimizer | None = None,
+    seconds: Tensor | None = None,
 ) -> None:
-    """Write a checkpoint. Whoever reads `path`, at any moment, finds the old file or the new one, never a part."""
+    """Write a checkpoint. Whoever reads `path`, at any moment, finds the old file or the new one, never a part.
+
+    `seconds` are those that each step took, [steps].
+    """
     with needs("safetensors"):
         from safetensors.torch import save as to_bytes
     tensors = {f"model.{name}": value for name, value in task.state_dict().items()}
     tensors |= {f"history.{name}": value for name, value in history.items()}
+    if seconds is not None:
+        tensors["seconds"] = seconds
     if optimizer is not None:
         for name, parameter in task.named_parameters():
             tensors |= {f"optimizer.{name}:{key}": value for key, value in optimizer.state[parameter].items()}

@@ -30,7 +30,7 @@ class Progress:
 class Trained:
     task: Task
     history: dict[str, Tensor]  # of each loss and metric at each step, NaN where it was off
-    seconds_per_step: float  # of the steps taken in this process
+    seconds_per_step: float  # the median of all steps, also of those before an interruption
 
 
 def batch_indices(step: int, n: int, batch: int, seed: int) -> Tensor:
@@ -79,23 +79,26 @@ def train(
         task.parameters(), config.lr, (config.beta1, config.beta2), weight_decay=config.weight_decay
     )
     first, history = 0, {"loss": torch.full((config.steps,), torch.nan)}
+    seconds = torch.full((config.steps,), torch.nan)
     if path is not None and path.exists():
         found = checkpoint.load(path)
         if found.config != config or found.vocabulary.words != pairs.vocabulary.words:
             raise ValueError(f"path: expected a checkpoint of this run, got one of another configuration in {path}")
         found.restore(task, optimizer)
-        first, history = found.step, found.history
+        first, history, seconds = found.step, found.history, found.tensors.get("seconds", seconds)
     start = time.perf_counter()
     for step in range(first, config.steps):
+        begun = time.perf_counter()
         losses = _step(task, optimizer, pairs, step)
+        seconds[step] = time.perf_counter() - begun
         for name, value in losses.items():
             history.setdefault(name, torch.full((config.steps,), torch.nan))[step] = value
         if path is not None and ((step + 1) % save_every == 0 or step + 1 == config.steps):
-            checkpoint.save(path, task, pairs.vocabulary, step + 1, history, optimizer)
+            checkpoint.save(path, task, pairs.vocabulary, step + 1, history, optimizer, seconds)
         if report is not None:
             pace = (time.perf_counter() - start) / (step + 1 - first)
             report(Progress(step + 1, config.steps, losses, config.batch / pace, pace * (config.steps - step - 1)))
-    return Trained(task.eval(), history, (time.perf_counter() - start) / max(1, config.steps - first))
+    return Trained(task.eval(), history, seconds.nanmedian().item())
 
 
 def _step(task: Task, optimizer: torch.optim.Optimizer, pairs: Pairs, step: int) -> dict[str, float]:

@@ -1,0 +1,179 @@
+"""The command `loupe ablate`: its rows, its two passes, what it writes, and how it goes on."""
+
+import csv
+import math
+import statistics
+from dataclasses import fields
+
+import pytest
+
+from loupe_ext.cli import main
+from loupe_ext.demo import ablation
+from loupe_ext.demo.ablation import ROWS, STEPS, TIME, Ablation, equal_time
+from loupe_ext.demo.rows import Row
+from loupe_ext.train import Config
+
+for package in ("matplotlib", "PIL", "rich", "safetensors", "sklearn", "yaml"):
+    pytest.importorskip(package)
+
+METRICS = ("i2t_r1", "t2i_r1", "pointing", "acc50", "miou")
+
+
+def result(row: str, data: str, seed: int, milliseconds: float, value: float = 0.5, **more: float) -> dict:
+    return {
+        "row": row,
+        "data": data,
+        "seed": seed,
+        "steps": 100,
+        "threshold": 0.3,
+        "milliseconds_per_step": milliseconds,
+        "metrics": dict.fromkeys(METRICS, value) | more,
+        "cpu": "Abacus",
+        "cores": 2,
+        "python": "3",
+        "torch": "2",
+        "date": "2026-01-01",
+    }
+
+
+def test_rows_differ_in_their_objective_alone():
+    objective = {"cmc", "late_interaction", "sparse_grouping", "region_phrase", "fsa", "tsa", "boxes"}
+    details = {"box_threshold", "fsa_source", "fsa_coalitions", "tsa_literal", "regions"}
+    assert len({row.key for row in ROWS}) == len(ROWS) == 14
+    assert len({repr(row.changes) for row in ROWS}) == len(ROWS)
+    for row in ROWS:
+        assert set(row.changes) <= objective | details
+        assert set(row.changes) <= {field.name for field in fields(Config)}
+    configs = {run.row.key: run.config for run in Ablation(1, 10, 64, 12).runs()}
+    assert {key for key, config in configs.items() if config.boxes != Config().boxes} == {"paper"}
+    assert all(config.cmc == 1 for config in configs.values())
+    with_regions = {key for key, config in configs.items() if config.region_phrase}
+    assert with_regions == {"default", "default-without-fsa", "default-tsa"}
+
+
+def test_runs_are_every_row_on_every_data_set_for_every_seed():
+    runs = Ablation(3, 10, 64, 12).runs()
+    assert len({run.key for run in runs}) == len(runs) == 3 * 2 * len(ROWS)
+    some = Ablation(2, 10, 64, 12, data=("digits",), rows=("default", "cmc")).runs()
+    assert [(run.data, run.row.key, run.seed) for run in some] == [
+        ("digits", row, seed) for seed in (0, 1) for row in ("cmc", "default")
+    ]
+
+
+def test_equal_time_takes_medians_over_seeds_by_data_set():
+    runs = Ablation(3, 100, 64, 12, rows=("cmc", "cmc-tsa", "default")).runs()
+    results = [
+        result(row, data, seed, milliseconds * factor)
+        for seed, factor in enumerate((1, 1.1, 30))  # the last one, beside a busy neighbour
+        for row, data, milliseconds in (("cmc", "scenes", 25), ("default", "scenes", 50), ("cmc", "digits", 60))
+    ]
+    results += [result("default", "digits", 0, 30.0)]
+    timed = equal_time(runs, results)
+    steps = {(run.row.key, run.data, run.seed): run.steps for run in timed}
+    digits = round(100 * 30 / statistics.median([60, 66, 1800]))
+    expected = {
+        ("cmc", "scenes"): 200,
+        ("default", "scenes"): 100,
+        ("cmc", "digits"): digits,
+        ("default", "digits"): 100,
+    }
+    assert steps == {(*which, seed): count for which, count in expected.items() for seed in range(3)}
+    same = {run.key for run in runs} & {run.key for run in timed}
+    assert same == {run.key for run in runs if run.row.key == "default"}
+
+
+def test_equal_time_without_a_timed_default_recipe_has_no_runs():
+    runs = Ablation(1, 100, 64, 12, data=("scenes",)).runs()
+    assert equal_time(runs, [result("cmc", "scenes", 0, 20.0)]) == []
+
+
+def test_tables_show_what_a_row_has_by_data_set_and_pass():
+    found = [result("cmc", "scenes", seed, 20.0, 0.25 + 0.1 * seed) for seed in range(2)]
+    passes = {STEPS: [*found, result("default", "digits", 0, 30.0, ap50=0.125)], TIME: found}
+    text = ablation.markdown(passes)
+    assert text.count("**Rendered scenes, equal steps**") == text.count("**Rendered scenes, equal time**") == 1
+    assert text.count("handwritten digits") == 1
+    shown = f"30.0 ± {100 * statistics.stdev([0.25, 0.35]):.1f}"
+    assert text.count(" | ".join([shown] * len(METRICS))) == 2
+    assert "| 12.5 | 30 | 100 |" in text
+    assert "| - | 20 ± 0 | 100 ± 0 |" in text
+    read = list(csv.DictReader(ablation.comma_separated(passes).splitlines()))
+    assert [line["pass"] for line in read] == [STEPS] * 3 + [TIME] * 2
+    assert [line["ap50"] for line in read] == ["", "", "0.125", "", ""]
+
+
+@pytest.mark.parametrize("passes", [{STEPS: []}, {STEPS: [result("cmc", "digits", 0, 1.0)], TIME: []}])
+def test_plot_of_little(passes):
+    assert ablation.plot(passes).startswith(b"\x89PNG")
+
+
+@pytest.fixture(scope="module")
+def ablated(tmp_path_factory):
+    """A folder where a row failed, and where then the same command, with the row mended, made two passes."""
+    out = tmp_path_factory.mktemp("ablation")
+    tiny = ["--steps", "3", "--pairs", "64", "--scenes", "8", "--workers", "1", "--seeds", "1", "--data", "scenes"]
+    command = ["ablate", "--out", str(out), *tiny, "--rows", "cmc", "default"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            ablation, "ROWS", (Row("cmc", "Diverging", {"lr": math.inf}), Row("default", "Default recipe", {}))
+        )
+        failed = main(command)
+    after_failure = {name: (out / name).read_text() for name in ("runs.csv", "table.md")}
+    before = {path: path.stat().st_mtime_ns for path in (out / "runs").glob("*.json")}
+    mended = main([*command, "--equal-time"])
+    return command, out, (failed, mended), after_failure, before
+
+
+def test_a_failing_row_keeps_the_others(ablated):
+    _, _, (failed, _), after_failure, before = ablated
+    assert failed == 1
+    assert [line["row"] for line in csv.DictReader(after_failure["runs.csv"].splitlines())] == ["default"]
+    assert "Default recipe" in after_failure["table.md"]
+    assert "Diverging" not in after_failure["table.md"]
+    assert [path.name for path in before] == ["scenes-default-0-3.json"]
+
+
+def test_the_same_command_goes_on(ablated, capsys):
+    command, out, (_, mended), _, before = ablated
+    assert mended == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    everything = {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
+    assert main([*command, "--equal-time"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()} == everything
+    assert "table.md" in capsys.readouterr().out
+
+
+def test_what_it_writes(ablated):
+    _, out, *_ = ablated
+    lines = list(csv.DictReader((out / "runs.csv").open()))
+    assert [(line["pass"], line["row"]) for line in lines] == [
+        (p, r) for p in (STEPS, TIME) for r in ("cmc", "default")
+    ]
+    times = {line["row"]: float(line["milliseconds_per_step"]) for line in lines if line["pass"] == STEPS}
+    steps = {(line["pass"], line["row"]): int(line["steps"]) for line in lines}
+    assert steps[STEPS, "cmc"] == steps[STEPS, "default"] == steps[TIME, "default"] == 3
+    assert steps[TIME, "cmc"] == max(1, round(3 * times["default"] / times["cmc"]))
+    assert all(line[name] for line in lines for name in ("cpu", "cores", "python", "torch", "date"))
+    assert all(0 <= float(line[name]) <= 1 for line in lines for name in METRICS)
+    table = (out / "table.md").read_text()
+    assert "loupe ablate --seeds 1 --steps 3" in table
+    assert table.count("| CMC |") == 2
+    assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(out.rglob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--rows", "cmc", "paint"], "rows: expected some of cmc"),
+        (["--data", "photos"], "data: expected some of scenes, digits, got photos"),
+        (["--rows", "cmc", "--equal-time"], "rows: expected default among them"),
+        (["--pairs", "8"], "train_size: expected at least a batch"),
+    ],
+)
+def test_it_says_what_is_wrong(more, said, tmp_path, capsys):
+    assert main(["ablate", "--out", str(tmp_path / "out"), *more]) == 2
+    message = capsys.readouterr().err
+    assert said in message
+    assert len(message.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
