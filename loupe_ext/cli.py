@@ -62,7 +62,9 @@ def _add_train(commands: Any) -> None:
     command = commands.add_parser("train", help="train one model", description="Train on an embedded data set.")
     command.add_argument("out", type=Path, help="checkpoint file; an interrupted run goes on from it")
     command.add_argument("changes", nargs="*", metavar="name=value", help="changes to the configuration: seed=1 fsa=0")
-    command.add_argument("--config", type=Path, help="YAML file of the configuration; default: the preset `tiny`")
+    source = command.add_mutually_exclusive_group()
+    source.add_argument("--preset", default="tiny", metavar="NAME", help="tiny (the default), small or paper")
+    source.add_argument("--config", type=Path, help="YAML file of the configuration, instead of a preset")
     command.add_argument("--tensorboard", type=Path, metavar="DIR", help="write the losses there")
     command.set_defaults(run=_train)
 
@@ -73,7 +75,7 @@ def _train(options: argparse.Namespace) -> None:
     from loupe_ext.train import Config, train
     from loupe_ext.train.loop import Progress
 
-    config = Config.load(options.config) if options.config else Config()
+    config = Config.load(options.config) if options.config else Config.preset(options.preset)
     config = config.but(**dict(_change(text) for text in options.changes))
     pairs = load(config.data, "train", config.train_size).pairs
     with needs("rich"):

@@ -182,6 +182,6 @@ class TestEvaluate:
         assert all(metrics[name] == 1 for name in PROPOSALS)
 
     def test_the_threshold_is_the_one_that_grounds_most(self, monkeypatch):
-        boxes = lambda maps, threshold: true_boxes() * (1 if threshold in (0.45, 0.6) else 9)  # noqa: E731
+        boxes = lambda maps, threshold, patch: true_boxes() * (1 if threshold in (0.45, 0.6) else 9)  # noqa: E731
         monkeypatch.setattr(heat, "heat_boxes", boxes)
         assert evaluation.choose_threshold(task(), scenes()) == 0.45  # the first of the best

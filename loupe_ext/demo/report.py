@@ -23,7 +23,6 @@ from loupe_ext.demo.runs import Result, checkpoint_path
 from loupe_ext.extras import needs
 from loupe_ext.losses import alignment_interactions
 from loupe_ext.model.heat import heat_maps
-from loupe_ext.model.image import PATCH
 from loupe_ext.model.regions import box_iou
 from loupe_ext.train import Task, checkpoint
 from loupe_ext.zeroshot.grounding import choose_proposals
@@ -220,7 +219,7 @@ def _heat_picture(pixels: Tensor, heat: Tensor) -> str:
     """The image in grey, under the heat in colour, from the coolest patch to the hottest."""
     with needs("matplotlib"):
         from matplotlib import colormaps
-    fine = interpolate(heat[None, None], scale_factor=PATCH, mode="bilinear")[0, 0]
+    fine = interpolate(heat[None, None], size=pixels.shape[1:], mode="bilinear")[0, 0]
     level = ((fine - fine.amin()) / (fine.amax() - fine.amin()).clamp(min=1e-9)).numpy()
     grey = pixels.float().mean(0).numpy()[..., None]
     blended = 0.3 * grey + 0.7 * 255 * colormaps["inferno"](level)[..., :3]

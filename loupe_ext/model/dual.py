@@ -1,13 +1,14 @@
 """The dual encoder: image and text in one space, from the whole down to patches, words, regions and phrases."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from loupe_ext.data.pairs import Batch
-from loupe_ext.model.image import ImageEncoder
+from loupe_ext.model.image import PATCH, ImageEncoder
 from loupe_ext.model.regions import RegionHead, box_features, propose
 from loupe_ext.model.text import TextEncoder, phrase_of_words
 
@@ -20,12 +21,13 @@ class ImageFeatures:
     patches: Tensor  # [B, h, w, d]
     boxes: Tensor  # [B, hw, 4], the box that each patch proposes
     confidence: Tensor  # [B, hw], logits
+    patch: float = PATCH  # pixels on a patch's side
 
     def proposals(self, count: int, overlap: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
         """The most confident `count` proposals: features [B, M, d], boxes [B, M, 4] and confidence [B, M]."""
         taken = propose(self.boxes, self.confidence, count, overlap)
         boxes = self.boxes.gather(1, taken[..., None].expand(-1, -1, 4))
-        return box_features(self.patches, boxes), boxes, self.confidence.gather(1, taken)
+        return box_features(self.patches, boxes, self.patch), boxes, self.confidence.gather(1, taken)
 
 
 @dataclass(frozen=True)
@@ -63,26 +65,36 @@ class DualEncoder(nn.Module):
     One projection a side serves the whole and its parts: the pooled embedding is a weighted mean of the projected
     tokens, so what CMC learns about wholes orients the parts. The weights are attention pooling with one learned query:
     with a plain mean, a patch counts only by resembling the text, and objects grow beyond their outlines.
+
+    Args:
+        vocabulary: how many word ids there are.
+        width, blocks: of the small encoders that serve where none is given.
+        dim: of the common space.
+        image: any module from images [B, 3, H, W] uint8 to tokens [B, h, w, width], with its `width`.
+        text: any module from words [B, L] and spans [B, P, 2] to [B, L, width], with its `width`.
     """
 
-    def __init__(self, vocabulary: int, width: int = 64, dim: int = 64, blocks: int = 1) -> None:
+    def __init__(
+        self, vocabulary: int, width: int = 64, dim: int = 64, blocks: int = 1, image: Any = None, text: Any = None
+    ) -> None:
         super().__init__()
-        self.image = ImageEncoder(width, blocks)
-        self.text = TextEncoder(vocabulary, width)
-        self.image_projection = nn.Linear(width, dim)
-        self.text_projection = nn.Linear(width, dim)
-        self.query = nn.Linear(width, 1, bias=False)
+        self.image = ImageEncoder(width, blocks) if image is None else image
+        self.text = TextEncoder(vocabulary, width) if text is None else text
+        self.image_projection = nn.Linear(self.image.width, dim)
+        self.text_projection = nn.Linear(self.text.width, dim)
+        self.query = nn.Linear(self.image.width, 1, bias=False)
         nn.init.zeros_(self.query.weight)
-        self.region_head = RegionHead(width)
+        self.region_head = RegionHead(self.image.width)
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         tokens = self.image(images).float()
+        patch = images.shape[3] / tokens.shape[2]
         with torch.autocast(tokens.device.type, enabled=False):
             projected = self.image_projection(tokens)
-            boxes, confidence = self.region_head(tokens)
+            boxes, confidence = self.region_head(tokens, patch)
             weights = self.query(tokens).flatten(1).softmax(1)
             pooled = normalize(torch.einsum("bn,bnd->bd", weights, projected.flatten(1, 2)), dim=-1)
-            return ImageFeatures(pooled, normalize(projected, dim=-1), boxes, confidence)
+            return ImageFeatures(pooled, normalize(projected, dim=-1), boxes, confidence, patch)
 
     def encode_text(self, batch: Batch) -> TextFeatures:
         mask = batch.words != 0

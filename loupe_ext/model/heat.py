@@ -12,13 +12,13 @@ def heat_maps(patches: Tensor, phrases: Tensor) -> Tensor:
     return torch.einsum("bhwd,bpd->bphw", patches, phrases)
 
 
-def peaks(heat: Tensor) -> Tensor:
-    """x, y in pixels of the centre of the hottest patch of each map [n, h, w]: [n, 2]."""
+def peaks(heat: Tensor, patch: float = PATCH) -> Tensor:
+    """x, y in pixels of the centre of the hottest patch, `patch` pixels wide, of each map [n, h, w]: [n, 2]."""
     at = heat.flatten(1).argmax(1)
-    return torch.stack([at % heat.shape[2] + 0.5, at // heat.shape[2] + 0.5], 1) * PATCH
+    return torch.stack([at % heat.shape[2] + 0.5, at // heat.shape[2] + 0.5], 1) * patch
 
 
-def heat_boxes(heat: Tensor, threshold: float) -> Tensor:
+def heat_boxes(heat: Tensor, threshold: float, patch: float = PATCH) -> Tensor:
     """The box of each heat map [n, h, w] of patches, [n, 4] in pixels: the usual rule for class activation maps.
 
     The map is brought to the image's resolution (bilinear); of the pixels at least as hot as mean + threshold (peak -
@@ -30,8 +30,9 @@ def heat_boxes(heat: Tensor, threshold: float) -> Tensor:
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold: expected a number from 0 to below 1, got {threshold}")
     boxes = []
+    size = [round(n * patch) for n in heat.shape[1:]]
     for maps in heat.split(256):
-        fine = interpolate(maps[:, None], scale_factor=PATCH, mode="bilinear")[:, 0]
+        fine = interpolate(maps[:, None], size=size, mode="bilinear")[:, 0]
         mean, peak = fine.mean((1, 2), keepdim=True), fine.amax((1, 2), keepdim=True)
         first = one_hot(fine.flatten(1).argmax(1), fine.shape[1] * fine.shape[2]).view_as(fine).bool()
         hot = fine >= torch.minimum(mean + threshold * (peak - mean), peak)  # the mean of a constant may round above it

@@ -7,28 +7,31 @@ from torch.nn.functional import normalize
 from loupe_ext.model.image import PATCH
 
 
-def centres(height: int, width: int, device: torch.device | None = None) -> Tensor:
-    """x, y in pixels of the centres of a grid of patches, [height * width, 2]."""
-    y = (torch.arange(height, device=device) + 0.5) * PATCH
-    x = (torch.arange(width, device=device) + 0.5) * PATCH
+def centres(height: int, width: int, device: torch.device | None = None, patch: float = PATCH) -> Tensor:
+    """x, y in pixels of the centres of a grid of patches, each `patch` pixels wide, [height * width, 2]."""
+    y = (torch.arange(height, device=device) + 0.5) * patch
+    x = (torch.arange(width, device=device) + 0.5) * patch
     return torch.stack([x.repeat(height), y.repeat_interleave(width)], -1)
 
 
 class RegionHead(nn.Module):
-    """The region generation module (LOUPE, section 3.2): each patch proposes a box around it and a confidence."""
+    """The region generation module (LOUPE, section 3.2): each patch proposes a box around it and a confidence.
 
-    def __init__(self, width: int, side: float = 9.0) -> None:
+    A box begins with edges `side` patches from the patch's centre.
+    """
+
+    def __init__(self, width: int, side: float = 2.25) -> None:
         super().__init__()
         self.side = side
         self.project = nn.Linear(width, 5)
         nn.init.normal_(self.project.weight, std=0.01)
         nn.init.zeros_(self.project.bias)
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, patch: float = PATCH) -> tuple[Tensor, Tensor]:
         """[B, h, w, width] -> boxes [B, hw, 4] (x0, y0, x1, y1 in pixels) and confidence logits [B, hw]."""
         out = self.project(tokens).flatten(1, 2)
-        sides = self.side * out[..., :4].clamp(-3, 3).exp()
-        at = centres(tokens.shape[1], tokens.shape[2], tokens.device)
+        sides = self.side * patch * out[..., :4].clamp(-3, 3).exp()
+        at = centres(tokens.shape[1], tokens.shape[2], tokens.device, patch)
         return torch.cat([at - sides[..., :2], at + sides[..., 2:]], -1), out[..., 4]
 
 
@@ -58,16 +61,18 @@ def propose(boxes: Tensor, confidence: Tensor, count: int, overlap: float = 0.5)
     return torch.stack(taken, 1)
 
 
-def coverage(boxes: Tensor, height: int, width: int, edge: float = 1.0) -> Tensor:
+def coverage(boxes: Tensor, height: int, width: int, edge: float = 1.0, patch: float = PATCH) -> Tensor:
     """How far each patch of a grid lies in each box, [..., height * width] of boxes [..., 4]; `edge` pixels soft."""
-    at = centres(height, width, boxes.device)
+    at = centres(height, width, boxes.device, patch)
     low, high = boxes[..., None, :2], boxes[..., None, 2:]
     return (torch.sigmoid((at - low) / edge) * torch.sigmoid((high - at) / edge)).prod(-1)
 
 
-def box_features(patches: Tensor, boxes: Tensor) -> Tensor:
+def box_features(patches: Tensor, boxes: Tensor, patch: float = PATCH) -> Tensor:
     """Mean of the patches [B, h, w, d] in each box [B, M, 4], of length one: [B, M, d]."""
-    return normalize(coverage(boxes, *patches.shape[1:3]) @ patches.flatten(1, 2), dim=-1)
+    return normalize(
+        coverage(boxes, patches.shape[1], patches.shape[2], patch / 4, patch) @ patches.flatten(1, 2), dim=-1
+    )
 
 
 def window_features(patches: Tensor, side: int, stride: int) -> Tensor:

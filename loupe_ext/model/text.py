@@ -40,6 +40,7 @@ class TextEncoder(nn.Module):
 
     def __init__(self, vocabulary: int, width: int = 64, heads: int = 4, reach: int = 8) -> None:
         super().__init__()
+        self.width = width
         self.embed = nn.Embedding(vocabulary, width)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
         self.attention = PhraseAttention(width, heads, reach)

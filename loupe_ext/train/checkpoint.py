@@ -40,7 +40,7 @@ class Checkpoint:
 
     def task(self) -> Task:
         """The trained model."""
-        task = Task(self.config, len(self.vocabulary))
+        task = Task(self.config, len(self.vocabulary), pretrained=False)
         self.restore(task)
         return task.eval()
 

@@ -1,11 +1,13 @@
 """What a run is: data, model, objective and optimisation, with presets and YAML."""
 
 import math
+import re
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from loupe_ext.extras import needs
+from loupe_ext.model.pretrained import swin_unit
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,16 @@ class Config:
     width: int = 64  # channels of both encoders
     dim: int = 64  # of the common space
     blocks: int = 1
+
+    image_encoder: str = "conv"  # or "swin": the numbers of Swin-L, unless changed; its tokens stand for 32 pixels
+    text_encoder: str = "phrase"  # each noun phrase alone; or "bert", the whole caption: BERT-small, unless changed
+    swin_width: int = 192  # channels of the first stage
+    swin_depths: str = "2-2-18-2"  # blocks of each stage
+    swin_side: int = 224  # pixels to which images are brought
+    bert_width: int = 512
+    bert_layers: int = 4
+    image_weights: str = ""  # folders with pretrained weights of Swin and BERT; "": random ones
+    text_weights: str = ""
 
     # Weights of the losses; 0 leaves one out.
     cmc: float = 1.0
@@ -73,6 +85,32 @@ class Config:
         if self.train_size < self.batch:
             raise ValueError(f"train_size: expected at least a batch ({self.batch}), got {self.train_size}")
 
+        for name, known in (("image_encoder", ("conv", "swin")), ("text_encoder", ("phrase", "bert"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+        for name, unit in (
+            ("swin_width", 32),
+            ("swin_side", swin_unit(len(self.swin_stages))),
+            ("bert_width", 64),
+            ("bert_layers", 1),
+        ):
+            if getattr(self, name) < 1 or getattr(self, name) % unit:
+                raise ValueError(f"{name}: expected a multiple of {unit}, got {getattr(self, name)}")
+
+    @property
+    def swin_stages(self) -> tuple[int, ...]:
+        """The blocks of each stage of Swin."""
+        if not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)*", self.swin_depths):
+            raise ValueError(f"swin_depths: expected the blocks of each stage, as 2-2-18-2, got {self.swin_depths!r}")
+        return tuple(int(blocks) for blocks in self.swin_depths.split("-"))
+
+    @classmethod
+    def preset(cls, name: str) -> "Config":
+        """The configuration of a name: "tiny", "small" or "paper"; see `PRESETS`."""
+        if name not in PRESETS:
+            raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
+        return cls(name=name, **PRESETS[name])
+
     def but(self, **changes: Any) -> "Config":
         return replace(self, **changes)
 
@@ -99,3 +137,26 @@ class Config:
     @classmethod
     def load(cls, path: Path) -> "Config":
         return cls.from_yaml(path.read_text())
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {},  # the demo's: minutes on a CPU
+    "small": {"width": 128, "dim": 128, "batch": 128, "steps": 8000, "train_size": 60_000, "warmup": 300},
+    # LOUPE's own: Swin-L of 49 tokens, BERT-small, L = L_CMC + L_TSA + L_FSA, batches of 512, 20 epochs, Adam with
+    # weight decay. Its 240 million pairs make 9,375,000 steps; here they are those of 20,480. `dim` is a guess.
+    "paper": {
+        "image_encoder": "swin",
+        "text_encoder": "bert",
+        "dim": 512,
+        "cmc": 1.0,
+        "fsa": 1.0,
+        "region_phrase": 0.0,
+        "boxes": 0.0,
+        "negatives": False,
+        "batch": 512,
+        "train_size": 20_480,
+        "steps": 800,
+        "lr": 2e-4,
+        "beta2": 0.999,
+    },
+}

@@ -9,6 +9,7 @@ from loupe_ext import losses
 from loupe_ext.data.pairs import Batch
 from loupe_ext.model.dual import DualEncoder, ImageFeatures, Scale, TextFeatures
 from loupe_ext.model.heat import heat_boxes, heat_maps
+from loupe_ext.model.pretrained import BertEncoder, SwinEncoder
 from loupe_ext.model.regions import centres, window_features
 from loupe_ext.train.config import Config
 
@@ -16,10 +17,12 @@ from loupe_ext.train.config import Config
 class Task(nn.Module):
     """L = cmc L_CMC + late_interaction L_LI + region_phrase L_RP + gate (fsa L_FSA + boxes L_boxes)."""
 
-    def __init__(self, config: Config, vocabulary: int) -> None:
+    def __init__(self, config: Config, vocabulary: int, pretrained: bool = True) -> None:
+        """`pretrained`: whether to read the weights that the configuration names, if any."""
         super().__init__()
         self.config = config
-        self.encoder = DualEncoder(vocabulary, config.width, config.dim, config.blocks)
+        image, text = _encoders(config, vocabulary, pretrained)
+        self.encoder = DualEncoder(vocabulary, config.width, config.dim, config.blocks, image, text)
         self.scale_global = Scale(config.scale, 100.0)
         self.scale_local = Scale(config.scale, config.scale_cap)
 
@@ -78,9 +81,28 @@ class Task(nn.Module):
         with torch.no_grad():
             heat = heat_maps(image.patches[few], text.phrases[few])
             targets = heat.new_zeros(*mask.shape, 4)
-            targets[mask] = heat_boxes(heat[mask], self.config.box_threshold)
-        at = centres(image.patches.shape[1], image.patches.shape[2], image.patches.device)
-        return losses.box_loss(image.boxes[few], image.confidence[few], targets, at, text.phrase_lengths[few])
+            targets[mask] = heat_boxes(heat[mask], self.config.box_threshold, image.patch)
+        at = centres(image.patches.shape[1], image.patches.shape[2], image.patches.device, image.patch)
+        return losses.box_loss(
+            image.boxes[few],
+            image.confidence[few],
+            targets,
+            at,
+            text.phrase_lengths[few],
+            weight=0.4 / image.patch,
+            beta=image.patch / 2,
+        )
+
+
+def _encoders(c: Config, vocabulary: int, pretrained: bool) -> tuple[nn.Module | None, nn.Module | None]:
+    """The image and the text encoder that a configuration names; None for the small ones."""
+    image: nn.Module | None = None
+    text: nn.Module | None = None
+    if c.image_encoder == "swin":
+        image = SwinEncoder(c.swin_width, c.swin_stages, c.swin_side, c.image_weights if pretrained else None)
+    if c.text_encoder == "bert":
+        text = BertEncoder(vocabulary, c.bert_width, c.bert_layers, c.text_weights if pretrained else None)
+    return image, text
 
 
 def fast_bfloat16() -> bool:

@@ -25,6 +25,10 @@ class Encoded:
     heat: Tensor  # [N, h, w]
     boxes: Tensor  # [N, 4], true
 
+    @property
+    def patch(self) -> float:
+        return self.images[0].patch
+
 
 @torch.no_grad()
 def encode(task: Task, scenes: Grounded, batch: int = 200) -> Encoded:
@@ -43,7 +47,7 @@ def choose_threshold(task: Task, validation: Grounded) -> float:
     """The threshold of `heat_boxes` that grounds the most phrases at IoU 0.5. On validation scenes, never on test."""
     seen = encode(task, validation)
     accuracy = [
-        grounding.grounding_accuracy(heat.heat_boxes(seen.heat, threshold), seen.boxes)["acc50"]
+        grounding.grounding_accuracy(heat.heat_boxes(seen.heat, threshold, seen.patch), seen.boxes)["acc50"]
         for threshold in THRESHOLDS
     ]
     return THRESHOLDS[max(range(len(THRESHOLDS)), key=accuracy.__getitem__)]
@@ -59,8 +63,8 @@ def evaluate(task: Task, scenes: Grounded, threshold: float) -> dict[str, float]
     """
     seen = encode(task, scenes)
     metrics = recalls(*similarities(task, seen))
-    metrics["pointing"] = grounding.pointing_accuracy(heat.peaks(seen.heat), seen.boxes)
-    metrics |= grounding.grounding_accuracy(heat.heat_boxes(seen.heat, threshold), seen.boxes)
+    metrics["pointing"] = grounding.pointing_accuracy(heat.peaks(seen.heat, seen.patch), seen.boxes)
+    metrics |= grounding.grounding_accuracy(heat.heat_boxes(seen.heat, threshold, seen.patch), seen.boxes)
     if task.config.boxes:
         proposals, chosen = [], []
         for image, text in zip(seen.images, seen.texts, strict=True):
