@@ -104,10 +104,10 @@ class TestPresets:
     def test_command_line(self, tmp_path, capsys):
         for package in ("rich", "safetensors"):
             pytest.importorskip(package)
-        changes = ["steps=1", "batch=2", "train_size=4", "width=8", "dim=8", "blocks=1"]
+        changes = ["steps=1", "batch=2", "train_size=4", "width=8", "dim=8"]
         assert main(["train", "--preset", "small", str(tmp_path / "run"), *changes]) == 0
         found = checkpoint.load(tmp_path / "run").config
-        assert found == Config.preset("small").but(steps=1, batch=2, train_size=4, width=8, dim=8, blocks=1)
+        assert found == Config.preset("small").but(steps=1, batch=2, train_size=4, width=8, dim=8)
         assert main(["train", str(tmp_path / "other"), "--preset", "huge"]) == 2
         assert "expected one of tiny, small, paper" in capsys.readouterr().err
         with pytest.raises(SystemExit):

@@ -166,7 +166,7 @@ class Config:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {},  # the demo's: minutes on a CPU
-    "small": {"width": 128, "dim": 128, "blocks": 3, "batch": 128, "steps": 6000, "train_size": 60_000, "warmup": 300},
+    "small": {"width": 128, "dim": 128, "batch": 128, "steps": 8000, "train_size": 60_000, "warmup": 300},
     # LOUPE's own: Swin-L of 49 tokens, BERT-small, L = L_CMC + L_TSA + L_FSA, batches of 512, 20 epochs, Adam with
     # weight decay. Its 240 million pairs make 9,375,000 steps; here they are those of 20,480. `dim` is a guess.
     "paper": {
