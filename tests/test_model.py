@@ -50,7 +50,8 @@ class TestImageEncoder:
         picture = images(1, 3, 40, 40)
         changed = picture.repeat(40, 1, 1, 1)
         for i in range(40):
-            changed.select(along, i)[i] ^= 255
+            line = changed.select(along, i)[i]
+            line.copy_(line.flip(-1))  # whose mean and deviation stay: the encoder takes those of the whole image out
         differs = (model.image(changed)[:, 5, 5] - model.image(picture)[:, 5, 5]).abs().amax(-1) > 1e-4
         seen = differs.nonzero()[:, 0].tolist()
         assert seen == list(range(20 - 7, 24 + 7))
@@ -68,6 +69,12 @@ class TestImageEncoder:
     def test_bad_images(self, value, error, message):
         with pytest.raises(error, match=message):
             ImageEncoder(8)(value)
+
+    def test_light_and_contrast_of_an_image_do_not_matter(self):
+        images = torch.randint(60, 120, (2, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        encoder = ImageEncoder(8).requires_grad_(False)
+        assert_close(encoder(2 * images + 10), encoder(images), 1e-4)
+        assert encoder(torch.full_like(images, 5)).isfinite().all()
 
 
 class TestTextEncoder:
@@ -242,6 +249,29 @@ class TestHeat:
     def test_a_box_is_never_empty(self, value):
         box = heat.heat_boxes(torch.full((1, 4, 6), value), 0.9)[0]
         assert (box[2:] > box[:2]).all()
+
+    def test_colour_draws_the_outline_that_heat_misses(self):
+        images = torch.full((1, 3, 64, 64), 90, dtype=torch.uint8)
+        images[0, 0, 18:46, 22:40] = 230  # a red object, and heat that is round and ends within it
+        at = torch.arange(16.0)
+        maps = torch.exp(-((at[:, None] - 7.5).square() + (at - 7.25).square()) / 6)[None]
+        sharp = heat.sharpened(maps, images)
+        assert sharp.shape == (1, 32, 32)
+        want = torch.tensor([[22.0, 18, 40, 46]])
+        assert (heat.heat_boxes(sharp, 0.3, 2) - want).abs().max() <= 2
+        plain = heat.heat_boxes(heat.sharpened(maps, images, weight=0), 0.3, 2)
+        assert (plain - want).abs().max() >= 4
+
+    def test_sharpened_maps_of_flat_images_and_flat_heat_are_finite_and_each_its_own(self):
+        images = torch.full((2, 3, 16, 16), 7, dtype=torch.uint8)
+        images[1, :, :8] = 200
+        maps = torch.stack([random_pairs(1, 4, 4)[0].float(), torch.zeros(4, 4)])
+        both = heat.sharpened(maps, images)
+        assert both.isfinite().all()
+        assert torch.equal(both[:1], heat.sharpened(maps[:1], images[:1]))
+        spoiled = maps.clone()
+        spoiled[0] = torch.nan
+        assert torch.equal(heat.sharpened(spoiled, images)[1], both[1])
 
     def test_many_maps_are_as_each_alone_and_none_are_none(self):
         maps = random_pairs(300, 4, 4).float()

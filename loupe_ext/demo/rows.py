@@ -23,7 +23,7 @@ ROWS = (
         "Late interaction (FILIP-like)",
         {"cmc": 0.0, "late_interaction": 1.0, "region_phrase": 0.0, "fsa": 0.0, "boxes": 0.0},
     ),
-    Row("default-without-fsa", "Default recipe without FSA", {"fsa": 0.0, "box_threshold": 0.5}),
+    Row("default-without-fsa", "Default recipe without FSA", {"fsa": 0.0, "box_threshold": 0.45}),
     Row("default", "Default recipe", {}),
 )
 DEMO_DIGITS = ("cmc", "default")  # the rows that the demo has time for on the digits

@@ -47,5 +47,7 @@ class ImageEncoder(nn.Module):
             )
         if images.dtype != torch.uint8:
             raise TypeError(f"images: expected uint8, got {images.dtype}")
-        x = (images.to(memory_format=torch.channels_last).float() - 127.5) / 64
+        x = images.to(memory_format=torch.channels_last).float()
+        x = x - x.mean((1, 2, 3), keepdim=True)  # a scene's light says nothing about what is in it
+        x = x / x.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1)
         return self.norm(self.blocks(self.stem(x))).permute(0, 2, 3, 1)

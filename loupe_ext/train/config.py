@@ -68,7 +68,8 @@ class Config:
     tsa_literal: bool = False  # label confidences with I(R), as the paper does, instead of -I(R)/|R|
     regions: str = "windows"  # of the region losses; or "proposals", whose boxes then learn from these losses
     box_images: int = 32  # of a batch, that get pseudo boxes
-    box_threshold: float = 0.3  # of the heat that makes a pseudo box
+    box_threshold: float = 0.3  # of the map that makes a pseudo box
+    box_colour: float = 1.0  # weight of the image's colours in that map, beside the heat
     scale: float = 10.0  # inverse temperatures start here
     scale_cap: float = 60.0
     learn_scale: bool = True  # False: they stay where they start

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from loupe_ext import boxes_to_regions, losses, region_interactions
 from loupe_ext.data.pairs import Batch
 from loupe_ext.model.dual import DualEncoder, ImageFeatures, Scale, TextFeatures
-from loupe_ext.model.heat import heat_boxes, heat_maps
+from loupe_ext.model.heat import heat_boxes, heat_maps, sharpened
 from loupe_ext.model.pretrained import BertEncoder, SwinEncoder
 from loupe_ext.model.regions import centres, window_features
 from loupe_ext.train.config import Config
@@ -77,7 +77,7 @@ class Task(nn.Module):
         if c.tsa:
             parts["tsa"] = self._token_level(image, text, boxes, confidence, step)
         if c.boxes:
-            parts["boxes"] = self._box_loss(image, text)
+            parts["boxes"] = self._box_loss(batch.images, image, text)
         loss = sum(
             getattr(c, name) * (gate if name in ("fsa", "tsa", "boxes") else 1.0) * part for name, part in parts.items()
         )
@@ -138,14 +138,16 @@ class Task(nn.Module):
         )
         return losses.tsa_loss(confidence, interactions, masks.sum(-1), literal=c.tsa_literal)
 
-    def _box_loss(self, image: ImageFeatures, text: TextFeatures) -> Tensor:
+    def _box_loss(self, images: Tensor, image: ImageFeatures, text: TextFeatures) -> Tensor:
         """Boxes learn from the model's own heat; the heat does not learn from the boxes."""
         few = slice(self.config.box_images)
         mask = text.phrase_mask[few]
         with torch.no_grad():
             heat = heat_maps(image.patches[few], text.phrases[few])
             targets = heat.new_zeros(*mask.shape, 4)
-            targets[mask] = heat_boxes(heat[mask], self.config.box_threshold, image.patch)
+            owner = torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask)[mask]
+            maps = sharpened(heat[mask], images[owner], self.config.box_colour)
+            targets[mask] = heat_boxes(maps, self.config.box_threshold, image.patch / 2)
         at = centres(image.patches.shape[1], image.patches.shape[2], image.patches.device, image.patch)
         return losses.box_loss(
             image.boxes[few],
