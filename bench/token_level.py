@@ -26,6 +26,7 @@ BOXES = 96  # an image
 
 
 class Seen(NamedTuple):
+    name: str  # of the row that the model was trained by
     interactions: dict[str, Tensor]  # by game, [scenes * BOXES]
     sizes: Tensor  # patches of each box
     overlap: Tensor  # its largest IoU with an object that the caption names
@@ -55,7 +56,7 @@ def look(path: Path, scenes: int) -> Seen:
     )
     overlap = box_iou(PATCH * boxes[:, :, None].float(), test.boxes.nan_to_num()[:, None]).amax(2)
     interactions = dict(zip(GAMES, (pooled.flatten(), late.flatten()), strict=True))
-    return Seen(interactions, masks.sum(-1).flatten(), overlap.flatten())
+    return Seen(found.config.name, interactions, masks.sum(-1).flatten(), overlap.flatten())
 
 
 def rank_correlation(x: Tensor, y: Tensor) -> float:
@@ -69,7 +70,7 @@ def rank_correlation(x: Tensor, y: Tensor) -> float:
     return torch.corrcoef(torch.stack([ranks(x), ranks(y)]))[0, 1].item()
 
 
-def rows(name: str, seen: Seen) -> Iterator[str]:
+def rows(seen: Seen) -> Iterator[str]:
     square = seen.sizes == 16
     for game, interactions in seen.interactions.items():
         numbers = (
@@ -77,10 +78,10 @@ def rows(name: str, seen: Seen) -> Iterator[str]:
             rank_correlation(interactions[square], seen.overlap[square]),
             rank_correlation(-interactions / seen.sizes, seen.overlap),
         )
-        yield f"| {name} | {game} | " + " | ".join(f"{x:+.2f}" for x in numbers) + " |"
+        yield f"| {seen.name} | {game} | " + " | ".join(f"{x:+.2f}" for x in numbers) + " |"
 
 
-def draw(named: dict[str, Seen], out: Path) -> None:
+def draw(models: list[Seen], out: Path) -> None:
     """Median and middle half of I, in each game's own unit, of boxes of 16 patches by their overlap."""
     import matplotlib
 
@@ -90,7 +91,7 @@ def draw(named: dict[str, Seen], out: Path) -> None:
     edges = torch.linspace(0, 0.8, 9)
     figure, panels = plt.subplots(1, len(GAMES), figsize=(9, 3.4), layout="constrained")
     for panel, game in zip(panels, GAMES, strict=True):
-        for name, seen in named.items():
+        for seen in models:
             chosen = seen.sizes == 16
             values, overlap = seen.interactions[game][chosen], seen.overlap[chosen]
             bins = torch.bucketize(overlap, edges[1:-1], right=True)
@@ -98,7 +99,7 @@ def draw(named: dict[str, Seen], out: Path) -> None:
             quarters = [values[bins == i].quantile(torch.tensor([0.25, 0.5, 0.75])) for i in filled]
             low, middle, high = torch.stack(quarters, 1) / values.abs().median()
             at = (edges[:-1] + edges[1:])[filled] / 2
-            panel.plot(at, middle, marker="o", label=name)
+            panel.plot(at, middle, marker="o", label=seen.name)
             panel.fill_between(at, low, high, alpha=0.2)
         panel.axhline(0, color="grey", lw=0.8)
         panel.set(title=f"{game} game", xlabel="IoU with the nearest named object", ylabel="I(R) / median |I|")
@@ -112,15 +113,12 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--out", type=Path, default=Path("docs/token-level.png"))
     options = parser.parse_args()
-    named = {}
+    models = [look(path, options.scenes) for path in options.checkpoints]
     print("| model | game | I, all boxes | I, boxes of 16 patches | -I/\\|R\\|, all boxes |")
     print("|---|---|---:|---:|---:|")
-    for path in options.checkpoints:
-        name = path.stem
-        named[name] = look(path, options.scenes)
-        for row in rows(name, named[name]):
-            print(row)
-    draw(named, options.out)
+    for seen in models:
+        print("\n".join(rows(seen)))
+    draw(models, options.out)
     print(f"The picture: {options.out}")
 
 

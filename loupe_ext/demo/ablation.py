@@ -16,8 +16,7 @@ from loupe_ext.demo.runs import Result, perform_all
 from loupe_ext.extras import needs
 from loupe_ext.train.config import Config
 
-# As in the demo, pseudo boxes of heat that FSA has not sharpened end at a higher threshold.
-NO_FSA = {"fsa": 0.0, "box_threshold": 0.45}
+NO_FSA = {"fsa": 0.0}
 NO_REGIONS = {"region_phrase": 0.0}
 CMC = {**NO_REGIONS, **NO_FSA}
 LATE = {"late_interaction": 1.0}
