@@ -38,17 +38,20 @@ def result(row: str, data: str, seed: int, milliseconds: float, value: float = 0
 
 def test_rows_differ_in_their_objective_alone():
     objective = {"cmc", "late_interaction", "sparse_grouping", "region_phrase", "fsa", "tsa", "boxes"}
-    details = {"box_threshold", "fsa_source", "fsa_coalitions", "tsa_literal", "regions"}
-    assert len({row.key for row in ROWS}) == len(ROWS) == 14
+    details = {"fsa_source", "fsa_coalitions", "tsa_literal", "regions", "box_colour"}
+    assert len({row.key for row in ROWS}) == len(ROWS) == 16
     assert len({repr(row.changes) for row in ROWS}) == len(ROWS)
     for row in ROWS:
         assert set(row.changes) <= objective | details
         assert set(row.changes) <= {field.name for field in fields(Config)}
     configs = {run.row.key: run.config for run in Ablation(1, 10, 64, 12).runs()}
-    assert {key for key, config in configs.items() if config.boxes != Config().boxes} == {"paper"}
+    assert {key for key, config in configs.items() if config.boxes != Config().boxes} == {
+        "paper",
+        "default-tsa-gradient-boxes",
+    }
     assert all(config.cmc == 1 for config in configs.values())
     with_regions = {key for key, config in configs.items() if config.region_phrase}
-    assert with_regions == {"default", "default-without-fsa", "default-tsa"}
+    assert with_regions == {row.key for row in ROWS if row.key.startswith("default")}
 
 
 def test_runs_are_every_row_on_every_data_set_for_every_seed():

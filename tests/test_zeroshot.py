@@ -122,10 +122,11 @@ class TestEvaluate:
         ("changes", "keys"),
         [
             ({}, RETRIEVAL | GROUNDING | PROPOSALS | DETECTION),
+            ({**NO_BOXES, "regions": "proposals"}, RETRIEVAL | GROUNDING | PROPOSALS | DETECTION),
             (NO_BOXES, RETRIEVAL | GROUNDING),
             (LATE, RETRIEVAL | GROUNDING),
         ],
-        ids=["boxes", "no-boxes", "late-interaction"],
+        ids=["boxes", "boxes-by-gradient", "no-boxes", "late-interaction"],
     )
     def test_measures_what_its_docstring_says(self, changes, keys):
         if keys & DETECTION:

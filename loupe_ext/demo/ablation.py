@@ -22,9 +22,10 @@ CMC = {**NO_REGIONS, **NO_FSA}
 LATE = {"late_interaction": 1.0}
 TSA = {"tsa": 1.0}
 LITERAL = {"tsa": 1.0, "tsa_literal": True}
+BY_GRADIENT = {"regions": "proposals", "boxes": 0.0}
 
-# Every row learns its boxes from its own heat, as the default recipe does; but for the paper's objective, which has
-# no other loss for them than its own.
+# Every row learns its boxes from its own heat, as the default recipe does; but for those by gradient, the paper's
+# objective among them, whose boxes are the regions of the other losses.
 ROWS = (
     Row("cmc", "CMC", CMC),
     Row("cmc-late", "CMC + late interaction (FILIP-like)", {**CMC, **LATE}),
@@ -36,10 +37,12 @@ ROWS = (
     Row("cmc-fsa-unsil", "CMC + FSA, UNSIL", {**NO_REGIONS, "fsa_source": "unsil"}),
     Row("cmc-tsa-fsa", "CMC + TSA + FSA", {**NO_REGIONS, **TSA}),
     Row("cmc-tsa-fsa-late", "CMC + TSA + FSA + late interaction", {**NO_REGIONS, **TSA, **LATE}),
-    Row("paper", "The paper's objective", {**NO_REGIONS, **LITERAL, "regions": "proposals", "boxes": 0.0}),
+    Row("paper", "The paper's objective", {**NO_REGIONS, **LITERAL, **BY_GRADIENT}),
     Row("default", "Default recipe", {}),
     Row("default-without-fsa", "Default recipe without FSA", NO_FSA),
     Row("default-tsa", "Default recipe + TSA", TSA),
+    Row("default-heat-boxes", "Default recipe, boxes of heat without colour", {"box_colour": 0.0}),
+    Row("default-tsa-gradient-boxes", "Default recipe + TSA, boxes by gradient alone", {**TSA, **BY_GRADIENT}),
 )
 HEADS = {
     "i2t_r1": "I→T R@1",

@@ -61,14 +61,14 @@ def evaluate(task: Task, scenes: Grounded, threshold: float) -> dict[str, float]
 
     Returns:
         "i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5"; "pointing"; "acc50", "acc30" and "miou" of `heat_boxes`; and, of a task
-        that learned boxes, "recall" of its proposals and "proposal_acc50", "proposal_acc30", "proposal_miou", and
-        "ap50" and "ap30" of detection, by `average_precision`.
+        whose boxes learned, from pseudo boxes or as regions of the other losses, "recall" of its proposals and
+        "proposal_acc50", "proposal_acc30", "proposal_miou", and "ap50" and "ap30" of detection, by `average_precision`.
     """
     seen = encode(task, scenes)
     metrics = recalls(*similarities(task, seen))
     metrics["pointing"] = grounding.pointing_accuracy(heat.peaks(seen.heat, seen.patch), seen.boxes)
     metrics |= grounding.grounding_accuracy(heat.heat_boxes(seen.heat, threshold, seen.patch), seen.boxes)
-    if task.config.boxes:
+    if task.config.boxes or task.config.regions == "proposals":
         prompts = detection.encode_prompts(task.encoder, scenes.prompts, scenes.pairs.vocabulary)
         proposals, chosen, found, scores = [], [], [], []
         for image, text in zip(seen.images, seen.texts, strict=True):
