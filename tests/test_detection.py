@@ -10,8 +10,8 @@ from loupe_ext import data
 from loupe_ext.model.regions import box_iou
 from loupe_ext.train import Config, Task
 from loupe_ext.zeroshot import evaluate as evaluation
-from loupe_ext.zeroshot.detection import average_precision, encode_prompts
-from loupe_ext.zeroshot.grounding import choose_proposals, score_proposals
+from loupe_ext.zeroshot.detection import average_precision, encode_prompts, score_detections
+from loupe_ext.zeroshot.grounding import choose_proposals
 
 pytest.importorskip("faster_coco_eval")
 
@@ -203,11 +203,17 @@ class TestPrompts:
         rng = torch.Generator().manual_seed(0)
         features, prompts = (normalize(torch.randn(*n, 8, generator=rng), dim=-1) for n in ((2, 5), (3,)))
         confidence = torch.randn(2, 5, generator=rng)
-        got = score_proposals(features, confidence, prompts)
-        for i, c, m in torch.cartesian_prod(*map(torch.arange, got.shape)).tolist():
-            want = 5 * features[i, m] @ prompts[c] + confidence[i, m].sigmoid().log()
-            assert got[i, c, m].item() == pytest.approx(want.item(), abs=1e-5)
-        assert torch.equal(choose_proposals(features, confidence, prompts.expand(2, -1, -1)), got.argmax(-1))
+        got = score_detections(features, confidence, prompts, 20.0)
+        assert got.shape == (2, 3, 5)
+        for i, m in torch.cartesian_prod(torch.arange(2), torch.arange(5)).tolist():
+            odds = [(20 * features[i, m] @ prompt).exp() for prompt in prompts]
+            for c in range(3):
+                want = (odds[c] / sum(odds) * confidence[i, m].sigmoid()).log()
+                assert got[i, c, m].item() == pytest.approx(want.item(), abs=1e-4)
+        picked = choose_proposals(features, confidence, prompts.expand(2, -1, -1))
+        for i, c in torch.cartesian_prod(torch.arange(2), torch.arange(3)).tolist():
+            worth = [5 * features[i, m] @ prompts[c] + confidence[i, m].sigmoid().log() for m in range(5)]
+            assert picked[i, c] == torch.stack(worth).argmax()
 
     def seeing_the_truth(self, monkeypatch, truth):
         """A model whose proposals are the true objects, each with the feature of its class, in batches of 5."""

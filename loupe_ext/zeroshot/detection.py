@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from loupe_ext.data.pairs import Batch, Vocabulary, check_objects
 from loupe_ext.extras import needs
@@ -29,6 +30,20 @@ def encode_prompts(encoder: DualEncoder, prompts: tuple[str, ...], vocabulary: V
     spans = torch.stack([torch.zeros_like(lengths), lengths], -1)[:, None]
     text = encoder.encode_text(Batch(torch.empty(0), words, spans, torch.ones_like(lengths)))
     return text.phrases[:, 0]
+
+
+def score_detections(features: Tensor, confidence: Tensor, prompts: Tensor, scale: Tensor | float) -> Tensor:
+    """The log probability of each class in each proposal, [n, C, M]: of an object at all, times that of the class.
+
+    log sigmoid(confidence) + log softmax over the classes of scale * cosine. The softmax keeps the detections of
+    classes that resemble a proposal's own from outbidding true objects elsewhere.
+
+    Args:
+        features: [n, M, d] of the proposals, prompts: [C, d] of the classes; all of length one.
+        confidence: [n, M] logits of the proposals.
+        scale: the inverse temperature with which regions and phrases were contrasted.
+    """
+    return (scale * prompts @ features.mT).log_softmax(-2) + logsigmoid(confidence)[:, None]
 
 
 def average_precision(

@@ -75,7 +75,7 @@ def evaluate(task: Task, scenes: Grounded, threshold: float) -> dict[str, float]
             features, boxes, confidence = image.proposals(task.config.proposals, task.config.overlap)
             each = boxes[:, None].expand(-1, text.phrases.shape[1], -1, -1)
             found.append(boxes)
-            scores.append(grounding.score_proposals(features, confidence, prompts))
+            scores.append(detection.score_detections(features, confidence, prompts, task.scale_local()))
             picked = grounding.choose_proposals(features, confidence, text.phrases)
             proposals.append(each[text.phrase_mask])
             chosen.append(each.gather(2, picked[..., None, None].expand(-1, -1, 1, 4))[:, :, 0][text.phrase_mask])

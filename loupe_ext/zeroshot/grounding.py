@@ -26,15 +26,9 @@ def proposal_recall(proposals: Tensor, true: Tensor, overlap: float = 0.5) -> fl
     return (box_iou(proposals, true[:, None]).amax(1) >= overlap).double().mean().item()
 
 
-def score_proposals(features: Tensor, confidence: Tensor, phrases: Tensor, sharpness: float = 5.0) -> Tensor:
-    """How well each proposal answers each phrase, [B, P, M]: sharpness * cosine + log sigmoid(confidence).
-
-    Features [B, M, d] and confidence logits [B, M] of the proposals, phrases [B, P, d], or [P, d] for all images alike;
-    all features of length one.
-    """
-    return sharpness * phrases @ features.mT + logsigmoid(confidence)[:, None]
-
-
 def choose_proposals(features: Tensor, confidence: Tensor, phrases: Tensor, sharpness: float = 5.0) -> Tensor:
-    """The proposal that each phrase picks, [B, P]: the best by `score_proposals`."""
-    return score_proposals(features, confidence, phrases, sharpness).argmax(-1)
+    """The proposal that each phrase picks, [B, P]: the best by sharpness * cosine + log sigmoid(confidence).
+
+    Features [B, M, d] and confidence logits [B, M] of the proposals, phrases [B, P, d]; all features of length one.
+    """
+    return (sharpness * phrases @ features.mT + logsigmoid(confidence)[:, None]).argmax(-1)
