@@ -73,7 +73,7 @@ def source_alone(task: Task, regions: Tensor, text: TextFeatures, alignment: Ten
     estimate = task.interactions(regions, text, step)
     if estimate is None:
         alignment_interactions(alignment, None, text.phrase_lengths)
-    elif task.unsil is not None:
+    elif task.fsa_unsil is not None:
         estimate.loss.backward()
 
 
@@ -127,7 +127,7 @@ def learn(row: str, seed: int, options: argparse.Namespace) -> list[dict[str, ob
         trained = train(pairs, config, path=path)
         scores = evaluate(trained.task, held[1], choose_threshold(trained.task, held[0]))
         late = slice(options.steps * 4 // 5, None)
-        logged = {name: trained.history.get(f"unsil_{name}") for name in ("computed", *CALIBRATION)}
+        logged = {name: trained.history.get(f"fsa_unsil_{name}") for name in ("computed", *CALIBRATION)}
         logged = {name: value for name, value in logged.items() if value is not None}
         line = {"row": row, "source": source, "seed": seed, "error": relative_error(trained.task, held[1].pairs)}
         line |= {"ms_step": 0.0, "ms_own": 0.0, "share": 0.0}

@@ -216,17 +216,14 @@ class TestHeat:
         assert maps.shape == (2, 2, 3, 4)
         assert maps[1, 0, 2, 3].item() == pytest.approx((patches[1, 2, 3] @ phrases[1, 0]).item())
 
-    def test_flood_fills_what_is_connected_to_the_seed(self):
+    def test_what_is_connected_to_the_seed(self):
         rows = ["##..#", ".#..#", ".###.", "....#"]  # the corners at the right touch only diagonally
         mask = torch.tensor([[x == "#" for x in row] for row in rows])
-        seed = torch.zeros(3, 4, 5, dtype=torch.bool)
-        seed[0, 0, 0] = seed[1, 3, 4] = seed[2, 0, 2] = True  # the snake, a corner, and a seed off the mask
-        part = heat.flood(mask.expand(3, -1, -1), seed)
-        snake = mask.clone()
-        snake[:, 4] = False
-        assert torch.equal(part[0], snake)
-        assert torch.equal(part[1], seed[1])
-        assert not part[2].any()
+        part = heat.connected(mask.expand(3, -1, -1), torch.tensor([0, 19, 2]))  # the snake, a corner, off the mask
+        snake, corner = mask.clone(), torch.zeros_like(mask)
+        snake[:, 4], corner[3, 4] = False, True
+        assert torch.equal(part, torch.stack([snake, corner, torch.zeros_like(mask)]))
+        assert heat.connected(mask.expand(0, -1, -1), torch.empty(0, dtype=torch.int64)).shape == (0, 4, 5)
 
     def test_the_box_lies_around_the_peaks_blob_alone(self):
         maps = torch.zeros(2, 16, 16)

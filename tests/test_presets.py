@@ -72,7 +72,7 @@ class TestPresets:
             "fsa": 1,
         }
         assert config.tsa_literal
-        assert config.fsa_source == "unsil"
+        assert config.fsa_source == config.tsa_source == "unsil"
         assert config.regions == "proposals"
         assert not config.negatives
         assert config.batch == 512
@@ -188,8 +188,9 @@ class TestPaper:
 
     def test_steps_of_it_made_small(self, tmp_path):
         seen = train(pairs(), SHRUNKEN, path=tmp_path / "run")
-        assert {"loss", "cmc", "tsa", "fsa", "unsil"} <= set(seen.history)
-        assert all(seen.history[name].isfinite().all() for name in ("loss", "cmc", "tsa", "fsa", "unsil"))
+        names = {"loss", "cmc", "tsa", "fsa", "fsa_unsil", "tsa_unsil"}
+        assert names <= set(seen.history)
+        assert all(seen.history[name].isfinite().all() for name in names)
         again = train(pairs(), SHRUNKEN)  # no step draws a random number
         assert all(torch.equal(values, again.history[name]) for name, values in seen.history.items())
         restored = checkpoint.load(tmp_path / "run").task()

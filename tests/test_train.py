@@ -82,7 +82,7 @@ class TestReproducible:
         with pytest.raises(KeyboardInterrupt):
             trained(UNSIL, path=path, save_every=save_every, report=interrupt_at(stop))
         whole, parts = trained(UNSIL), trained(UNSIL, path=path)
-        assert whole.history["unsil_computed"].tolist() == [1.0] + 6 * [1 / 8]
+        assert whole.history["fsa_unsil_computed"].tolist() == [1.0] + 6 * [1 / 8]
         assert_identical(whole, parts)
 
     def test_a_finished_run_is_read_and_not_repeated(self, tmp_path):
@@ -276,26 +276,28 @@ class TestTask:
         assert torch.equal(again["fsa"], got["fsa"])
         assert torch.equal(later["fsa"], got["fsa"]) == (source == "exact")
 
-    def test_the_interaction_learner_and_the_model_learn_apart(self):
-        config = SMALL.but(fsa_source="unsil", fsa_coalitions=4, clip=1e-3)
+    def test_the_interaction_learners_and_the_model_learn_apart(self):
+        config = SMALL.but(tsa=1.0, tsa_source="unsil", fsa_source="unsil", fsa_coalitions=4, clip=1e-3)
         task = Task(config, len(scenes().pairs.vocabulary))
         losses = task(self.batch(), 0)
-        metrics = {name for name in losses if name.startswith("unsil")}
-        assert metrics >= {"unsil", "unsil_computed", "unsil_error", "unsil_within_1", "unsil_calibration_error"}
+        metrics = {name for name in losses if "_unsil" in name}
+        kinds = ("", "_computed", "_error", "_within_1", "_calibration_error")
+        assert metrics >= {f"{name}_unsil{kind}" for name in ("fsa", "tsa") for kind in kinds}
         assert not any(losses[name].requires_grad for name in metrics)
         gate = Task._gate([losses[name] for name in ("cmc", "late_interaction", "region_phrase")], 8)
-        weights = {"cmc": 1, "late_interaction": 0.5, "region_phrase": 1, "fsa": gate, "boxes": 2 * gate, "unsil": 1}
+        weights = {"cmc": 1, "late_interaction": 0.5, "region_phrase": 1, "fsa": gate, "tsa": gate, "boxes": 2 * gate}
+        weights |= {"fsa_unsil": 1, "tsa_unsil": 1}
         assert losses["loss"].item() == pytest.approx(sum(w * losses[name].item() for name, w in weights.items()))
-        without = Task(config.but(fsa_source="sampled"), len(scenes().pairs.vocabulary))
+        without = Task(config.but(fsa_source="sampled", tsa_source="computed"), len(scenes().pairs.vocabulary))
         without.load_state_dict(task.state_dict(), strict=False)
         losses["loss"].backward()
         without(self.batch(), 0)["loss"].backward()
         for name, value in without.named_parameters():
             assert torch.equal(value.grad, task.get_parameter(name).grad), name
-        model, learner = task.parts()
-        assert {id(x) for x in model + learner} == {id(x) for x in task.parameters()}
+        model, *learners = task.parts()
+        assert {id(x) for part in task.parts() for x in part} == {id(x) for x in task.parameters()}
         assert len(model) == len(list(without.parameters()))
-        assert all(x.grad is not None for x in learner)
+        assert all(part and all(x.grad is not None for x in part) for part in learners)
 
     def test_the_learner_learns_from_what_it_is_told_to(self):
         computed = {}

@@ -127,6 +127,32 @@ def test_in_training_it_reaches_the_region_head(changes):
     assert torch.equal(losses["tsa"], other["tsa"]) == (changes["tsa_game"] == "late-interaction")
 
 
+@pytest.mark.parametrize("game", ["pooled-cosine", "late-interaction"])
+def test_a_trusted_learner_predicts_most_images(game):
+    pairs = load("scenes", "train", 8).pairs
+    task = Task(Config(tsa=1.0, tsa_source="unsil", tsa_game=game, unsil_check=8), len(pairs.vocabulary))
+    computing = Task(Config(tsa=1.0, tsa_game=game), len(pairs.vocabulary))
+    computing.load_state_dict(task.state_dict(), strict=False)
+
+    def interactions(task, images):
+        batch = pairs.batch(images)
+        image, text = task.encoder.encode_image(batch.images), task.encoder.encode_text(batch)
+        return task.token_interactions(image, text, image.proposals(12, 0.5)[1], 0)[1]
+
+    first = interactions(task, slice(8))
+    assert torch.equal(first.interactions, interactions(computing, slice(8)).interactions)
+    assert first.metrics["computed"] == 1
+    task.tsa_unsil.error.fill_(0.0)
+    task.tsa_unsil.threshold = 2.0  # an untrained learner predicts 0, give or take 1
+    task.tsa_unsil.mean_square.fill_(1.0)
+    task.eval()
+    later = interactions(task, slice(8))
+    assert later.metrics["computed"] == 1 / 8
+    assert not later.interactions[:7].any()
+    alone = interactions(computing, slice(7, 8)).interactions  # whose turn it is to be checked, after one step
+    torch.testing.assert_close(later.interactions[7:], alone, rtol=0, atol=1e-5)
+
+
 def test_boxes_of_proposals_learn_from_the_region_losses():
     pairs = load("scenes", "train", 8).pairs
     task = Task(Config(regions="proposals", boxes=0.0), len(pairs.vocabulary))

@@ -2,8 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize, one_hot
+from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 
+from loupe_ext.extras import needs
 from loupe_ext.model.image import PATCH
 
 
@@ -24,6 +25,10 @@ def heat_boxes(heat: Tensor, threshold: float, patch: float = PATCH) -> Tensor:
     The map is brought to the image's resolution (bilinear); of the pixels at least as hot as mean + threshold (peak -
     mean), those connected to the peak count, and the box lies around them. It reads nothing but the map, so that any
     model can be judged by it.
+
+    Raises:
+        ValueError: an argument is out of its range.
+        ImportError: scipy is missing.
     """
     if heat.dim() != 3:
         raise ValueError(f"heat: expected shape [n, h, w], got {tuple(heat.shape)}")
@@ -34,9 +39,8 @@ def heat_boxes(heat: Tensor, threshold: float, patch: float = PATCH) -> Tensor:
     for maps in heat.split(256):
         fine = interpolate(maps[:, None], size=size, mode="bilinear")[:, 0]
         mean, peak = fine.mean((1, 2), keepdim=True), fine.amax((1, 2), keepdim=True)
-        first = one_hot(fine.flatten(1).argmax(1), fine.shape[1] * fine.shape[2]).view_as(fine).bool()
         hot = fine >= torch.minimum(mean + threshold * (peak - mean), peak)  # the mean of a constant may round above it
-        boxes.append(extents(flood(hot, first)).to(heat.dtype))
+        boxes.append(extents(connected(hot, fine.flatten(1).argmax(1))).to(heat.dtype))
     return torch.cat(boxes)
 
 
@@ -62,19 +66,16 @@ def _standard(x: Tensor) -> Tensor:
     return x / x.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)
 
 
-def flood(mask: Tensor, seeds: Tensor) -> Tensor:
-    """The 4-connected parts of masks [n, h, w] that hold their seeds [n, h, w]."""
-    part = seeds & mask
-    while True:
-        grown = part.clone()
-        grown[:, 1:] |= part[:, :-1]
-        grown[:, :-1] |= part[:, 1:]
-        grown[:, :, 1:] |= part[:, :, :-1]
-        grown[:, :, :-1] |= part[:, :, 1:]
-        grown &= mask
-        if torch.equal(grown, part):
-            return part
-        part = grown
+def connected(mask: Tensor, seeds: Tensor) -> Tensor:
+    """The 4-connected parts of masks [n, h, w] that hold the pixel of each mask's seed, [n] row after row: [n, h, w].
+
+    A mask that its seed is not in has no such part. Raises ImportError without scipy.
+    """
+    with needs("scipy"):
+        from scipy.ndimage import label
+    neighbours = [[[0] * 3] * 3, [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0] * 3] * 3]  # within a mask, not to the next
+    parts = torch.from_numpy(label(mask.cpu().numpy(), neighbours)[0]).to(mask.device)
+    return mask & (parts == parts.flatten(1).gather(1, seeds[:, None])[..., None])
 
 
 def extents(masks: Tensor) -> Tensor:

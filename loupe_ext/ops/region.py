@@ -229,7 +229,8 @@ def _walked(
                 break
             packed = packed.masked_fill(~above.unsqueeze(-1), 0)  # a region without patches costs nothing
     assert moments is not None
-    finite = (a.isfinite().all(-1) & gram.flatten(1).isfinite().all(-1)).unsqueeze(-1)
+    squares = gram.diagonal(dim1=-2, dim2=-1)  # not finite wherever a patch is not
+    finite = (a.isfinite().all(-1) & squares.isfinite().all(-1)).unsqueeze(-1)
     results = moments[1], _standard_errors(moments)
     return tuple(torch.where(finite, x, torch.full_like(x, torch.nan)) for x in results)  # type: ignore[return-value]
 

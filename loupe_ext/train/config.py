@@ -16,6 +16,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "fsa_source": ("exact", "sampled", "unsil"),
     "unsil_targets": ("sampled", "exact"),
     "tsa_game": GAMES,
+    "tsa_source": ("computed", "unsil"),
     "regions": ("windows", "proposals"),
     "precision": ("auto", "float32", "bfloat16"),
 }
@@ -59,12 +60,13 @@ class Config:
     fsa_temperature: float = 0.2
     fsa_source: str = "exact"  # of FSA's interactions: "exact", "sampled", or "unsil", LOUPE's learner
     fsa_coalitions: int = 64  # of an image, where they are sampled
-    unsil_targets: str = "sampled"  # what the learner learns from: "sampled", as LOUPE has it, or "exact"
+    unsil_targets: str = "sampled"  # what FSA's learner learns from: "sampled", as LOUPE has it, or "exact"
     unsil_threshold: float = 0.3  # the error, in units of the interactions' root mean square, that is small enough
     unsil_check: int = 8  # of the images that could be predicted, one in so many is computed, to check
     negatives: bool = True  # whether the phrases of other captions compete in FSA
     tsa_game: str = "pooled-cosine"  # or "late-interaction"
-    tsa_samples: int = 32  # walks an image, of the pooled cosine; the late interaction needs none
+    tsa_samples: int = 16  # walks an image, of the pooled cosine; the late interaction needs none
+    tsa_source: str = "computed"  # or "unsil", a learner of TSA's own
     tsa_literal: bool = False  # label confidences with I(R), as the paper does, instead of -I(R)/|R|
     regions: str = "windows"  # of the region losses; or "proposals", whose boxes then learn from these losses
     box_images: int = 32  # of a batch, that get pseudo boxes
@@ -177,6 +179,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "cmc": 1.0,
         "tsa": 1.0,
         "tsa_literal": True,
+        "tsa_source": "unsil",
         "fsa": 1.0,
         "fsa_source": "unsil",
         "region_phrase": 0.0,

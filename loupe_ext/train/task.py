@@ -19,7 +19,7 @@ class Task(nn.Module):
     """The weighted sum of the losses: cmc L_CMC + late_interaction L_LI + sparse_grouping L_SG + region_phrase L_RP
     + gate (fsa L_FSA + tsa L_TSA + boxes L_boxes).
 
-    With the source "unsil" of FSA's interactions, also the learner's own loss, on its own parameters.
+    With the source "unsil" of FSA's or TSA's interactions, also the learner's own loss, on its own parameters.
     """
 
     def __init__(self, config: Config, vocabulary: int, pretrained: bool = True) -> None:
@@ -32,8 +32,10 @@ class Task(nn.Module):
         self.scale_local = Scale(config.scale, config.scale_cap)
         for scale in (self.scale_global, self.scale_local):
             scale.requires_grad_(config.learn_scale)
-        learns = config.fsa and config.fsa_source == "unsil"
-        self.unsil = Unsil(config.dim, config.unsil_threshold, config.unsil_check) if learns else None
+        self.fsa_unsil, self.tsa_unsil = (
+            Unsil(config.dim, config.unsil_threshold, config.unsil_check) if weight and source == "unsil" else None
+            for weight, source in ((config.fsa, config.fsa_source), (config.tsa, config.tsa_source))
+        )
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The batch's losses by name, unweighted, their weighted sum as "loss", and metrics that carry no gradient."""
@@ -62,9 +64,11 @@ class Task(nn.Module):
             parts["sparse_grouping"] = losses.sparse_grouping_loss(
                 image.patches.flatten(1, 2), text.words, self.scale_local(), text.lengths
             )
-        estimate = None
+        learned: dict[str, Estimate] = {}
         if c.fsa:
             estimate = self.interactions(regions, text, step)
+            if self.fsa_unsil is not None and estimate is not None:
+                learned["fsa_unsil"] = estimate
             parts["fsa"] = losses.fsa_loss(
                 regions,
                 text.phrases,
@@ -75,15 +79,20 @@ class Task(nn.Module):
                 interactions=None if estimate is None else estimate.interactions,
             )
         if c.tsa:
-            parts["tsa"] = self._token_level(image, text, boxes, confidence, step)
+            sizes, of_tokens = self.token_interactions(image, text, boxes, step)
+            if self.tsa_unsil is not None:
+                learned["tsa_unsil"] = of_tokens
+            parts["tsa"] = losses.tsa_loss(confidence, of_tokens.interactions, sizes, literal=c.tsa_literal)
         if c.boxes:
             parts["boxes"] = self._box_loss(batch.images, image, text)
         loss = sum(
             getattr(c, name) * (gate if name in ("fsa", "tsa", "boxes") else 1.0) * part for name, part in parts.items()
         )
-        if estimate is None:
-            return {"loss": torch.as_tensor(loss), **parts}
-        return {"loss": loss + estimate.loss, **parts, **estimate.metrics}
+        metrics: dict[str, Tensor] = {}
+        for name, (_, own_loss, seen) in learned.items():
+            loss = loss + own_loss
+            metrics |= {name: own_loss.detach(), **{f"{name}_{k}": v for k, v in seen.items()}}
+        return {"loss": torch.as_tensor(loss), **parts, **metrics}
 
     def interactions(self, regions: Tensor, text: TextFeatures, step: int) -> Estimate | None:
         """FSA's interactions of the batch's own pairs, from its source; None for `fsa_loss`'s own, the exact one."""
@@ -92,21 +101,56 @@ class Task(nn.Module):
             return None
         alignment = (self.scale_local() * regions @ text.phrases.mT).detach()
         seed = (c.seed << 32 | step) % 2**64  # coalitions of their own each step, and the same in a resumed run
-        samples = None if self.unsil is not None and c.unsil_targets == "exact" else c.fsa_coalitions
+        samples = None if self.fsa_unsil is not None and c.unsil_targets == "exact" else c.fsa_coalitions
 
         def compute(chosen: Tensor | slice) -> Tensor:
             return losses.alignment_interactions(alignment[chosen], None, lengths[chosen], samples, seed)
 
-        if self.unsil is None:
+        if self.fsa_unsil is None:
             return Estimate(compute(slice(None)), alignment.new_zeros(()), {})
-        estimate = self.unsil(regions, text.phrases, alignment, compute, phrase_lengths=lengths)
-        metrics = {"unsil": estimate.loss.detach(), **{f"unsil_{k}": v for k, v in estimate.metrics.items()}}
-        return estimate._replace(metrics=metrics)
+        return self.fsa_unsil(regions, text.phrases, alignment, compute, phrase_lengths=lengths)
+
+    @torch.no_grad()
+    def token_interactions(
+        self, image: ImageFeatures, text: TextFeatures, boxes: Tensor, step: int
+    ) -> tuple[Tensor, Estimate]:
+        """The patches in each box [B, M], and their interactions with the text [B, M], from TSA's source.
+
+        The game's worth is the similarity that the global or the local losses train.
+        """
+        c = self.config
+        _, h, w, _ = image.patches.shape
+        masks = boxes_to_regions(boxes, h, w, image.patch)
+        pooled = c.tsa_game == "pooled-cosine"
+        patches = (image.patches * image.weights[..., None] if pooled else image.patches).flatten(1, 2)
+        words, lengths = (text.pooled, None) if pooled else (text.words, text.lengths)
+
+        def compute(chosen: Tensor | slice) -> Tensor:
+            found, _ = region_interactions(
+                patches[chosen],
+                words[chosen],
+                masks[chosen],
+                game=c.tsa_game,
+                text_lengths=None if lengths is None else lengths[chosen],
+                num_samples=c.tsa_samples,
+                seed=c.seed * 1_000_003 + step,
+            )
+            return found[..., None]
+
+        if self.tsa_unsil is None:
+            estimate = Estimate(compute(slice(None)), patches.new_zeros(()), {})
+        else:
+            # What each region is of the whole image: its length says how much, which the features of a box leave out.
+            shares = masks.to(patches.dtype) @ patches / patches.sum(1, keepdim=True).norm(dim=-1, keepdim=True)
+            alignment = self.scale_local() * shares @ text.pooled[..., None]
+            estimate = self.tsa_unsil(shares, text.pooled[:, None], alignment, compute)
+        return masks.sum(-1), estimate._replace(interactions=estimate.interactions[..., 0])
 
     def parts(self) -> list[list[nn.Parameter]]:
-        """The parameters of the model, and of the interaction learner: neither's gradient clips the other's."""
-        model = [value for name, value in self.named_parameters() if not name.startswith("unsil.")]
-        return [model, [] if self.unsil is None else list(self.unsil.parameters())]
+        """The parameters of the model, and of each interaction learner: none's gradient clips another's."""
+        learners = [[] if unsil is None else list(unsil.parameters()) for unsil in (self.fsa_unsil, self.tsa_unsil)]
+        model = [value for name, value in self.named_parameters() if "_unsil." not in name]
+        return [model, *learners]
 
     @staticmethod
     def _gate(contrasts: list[Tensor], batch: int) -> float:
@@ -118,25 +162,6 @@ class Task(nn.Module):
         if not contrasts or batch < 2:
             return 1.0
         return max(0.0, 1 - torch.stack(contrasts).mean().item() / math.log(batch)) ** 2
-
-    def _token_level(
-        self, image: ImageFeatures, text: TextFeatures, boxes: Tensor, confidence: Tensor, step: int
-    ) -> Tensor:
-        """L_TSA of the proposals, in the game whose worth is the similarity that the global or local losses train."""
-        c = self.config
-        _, h, w, _ = image.patches.shape
-        masks = boxes_to_regions(boxes.detach(), h, w, image.patch)
-        pooled = c.tsa_game == "pooled-cosine"
-        interactions, _ = region_interactions(
-            (image.patches * image.weights[..., None] if pooled else image.patches).flatten(1, 2),
-            text.pooled if pooled else text.words,
-            masks,
-            game=c.tsa_game,
-            text_lengths=None if pooled else text.lengths,
-            num_samples=c.tsa_samples,
-            seed=c.seed * 1_000_003 + step,
-        )
-        return losses.tsa_loss(confidence, interactions, masks.sum(-1), literal=c.tsa_literal)
 
     def _box_loss(self, images: Tensor, image: ImageFeatures, text: TextFeatures) -> Tensor:
         """Boxes learn from the model's own heat; the heat does not learn from the boxes."""
