@@ -71,6 +71,8 @@ def main() -> int:
     checks: dict[str, dict[str, object]] = {}
     status, output = run(*pytest, *TESTS, "-k", "not emulated", log="tests.log")
     checks["tests"] = {"passed": status == 0, "summary": output.strip().splitlines()[-1]}
+    status, output = run(*pytest, "tests/test_train.py", "-k", "on_cuda", log="training.log")
+    checks["training"] = {"passed": status == 0, "summary": output.strip().splitlines()[-1]}
     sanitizer = shutil.which("compute-sanitizer")
     for tool in ("memcheck", "racecheck", "synccheck", "initcheck"):
         if sanitizer is None:

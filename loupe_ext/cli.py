@@ -94,6 +94,7 @@ def _add_train(commands: Any) -> None:
     source = command.add_mutually_exclusive_group()
     source.add_argument("--preset", default="tiny", metavar="NAME", help="tiny (the default), small or paper")
     source.add_argument("--config", type=Path, help="YAML file of the configuration, instead of a preset")
+    command.add_argument("--device", default="cpu", help="where to train: cpu (the default), cuda, cuda:1, ...")
     command.add_argument("--tensorboard", type=Path, metavar="DIR", help="write the losses there")
     command.set_defaults(run=_train)
 
@@ -130,7 +131,7 @@ def _train(options: argparse.Namespace) -> None:
                 writer.add_scalar(f"loss/{name}", value, progress.step)
 
     with bar:
-        train(pairs, config, path=options.out, report=report)
+        train(pairs, config, device=options.device, path=options.out, report=report)
     if writer is not None:
         writer.close()
 

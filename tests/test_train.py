@@ -97,6 +97,28 @@ class TestReproducible:
         assert list(tmp_path.iterdir()) == []
 
 
+class TestDevice:
+    @pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99"])
+    def test_one_that_is_not_there(self, device, tmp_path):
+        with pytest.raises(ValueError, match=f"device: expected one that torch has here, got '{device}'"):
+            trained(device=device, path=tmp_path / "model")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    def test_a_run_on_cuda_resumes_and_learns_as_on_the_cpu(self, tmp_path):
+        pytest.importorskip("scipy")
+        config = SMALL.but(tsa=1.0, tsa_source="unsil", fsa_source="unsil")
+        on_cpu, on_cuda = trained(config), trained(config, device="cuda")
+        for name, losses in on_cpu.history.items():
+            torch.testing.assert_close(on_cuda.history[name][:1], losses[:1], rtol=1e-3, atol=1e-4, msg=name)
+        assert {x.device.type for x in on_cuda.task.state_dict().values()} == {"cuda"}
+        pytest.importorskip("safetensors")
+        with pytest.raises(KeyboardInterrupt):
+            trained(config, device="cuda", path=tmp_path / "model", save_every=3, report=interrupt_at(4))
+        resumed = trained(config, device="cuda", path=tmp_path / "model")
+        torch.testing.assert_close(resumed.history["loss"], on_cuda.history["loss"], rtol=1e-3, atol=1e-3)
+
+
 class TestNoBoxes:
     def test_nothing_that_training_takes_has_a_place_for_one(self):
         fields = {field.name for kind in (Batch, Pairs) for field in dataclasses.fields(kind)}

@@ -103,6 +103,9 @@ class Batch:
     spans: Tensor
     phrase_lengths: Tensor
 
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(x.to(device) for x in (self.images, self.words, self.spans, self.phrase_lengths)))
+
 
 @dataclass(frozen=True)
 class Pairs:

@@ -57,7 +57,7 @@ def propose(boxes: Tensor, confidence: Tensor, count: int, overlap: float = 0.5)
         taken.append(best)
         near = box_iou(boxes, boxes.gather(1, best[:, None, None].expand(-1, 1, 4))) > overlap
         rank = rank + near * boxes.shape[1]
-        rank[torch.arange(len(rank)), best] = torch.inf
+        rank = rank.scatter(1, best[:, None], torch.inf)
     return torch.stack(taken, 1)
 
 

@@ -50,6 +50,7 @@ def train(
     pairs: Pairs,
     config: Config,
     *,
+    device: torch.device | str = "cpu",
     path: Path | None = None,
     save_every: int = 200,
     report: Callable[[Progress], None] | None = None,
@@ -59,22 +60,24 @@ def train(
     Args:
         pairs: the training set.
         config: the run.
+        device: where to train. The model starts from the same weights on each, but rounds differently.
         path: a checkpoint file. If it exists, the run goes on from there, exactly as if it had never stopped; it is
             written every `save_every` steps and at the end.
         report: called after each step.
 
     Raises:
         TypeError: `pairs` are something else, such as scenes with their boxes.
-        ValueError: the checkpoint at `path` is of another run.
+        ValueError: the checkpoint at `path` is of another run, or torch has no such device here.
         FloatingPointError: the loss is no longer finite.
     """
     if not isinstance(pairs, Pairs):
         raise TypeError(f"pairs: expected Pairs, got {type(pairs).__name__}")
     if len(pairs) < config.batch:
         raise ValueError(f"pairs: expected at least a batch of {config.batch}, got {len(pairs)}")
+    device = _device(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        task = Task(config, len(pairs.vocabulary))
+        task = Task(config, len(pairs.vocabulary)).to(device)
     optimizer = torch.optim.AdamW(
         task.parameters(), config.lr, (config.beta1, config.beta2), weight_decay=config.weight_decay
     )
@@ -101,11 +104,21 @@ def train(
     return Trained(task.eval(), history, seconds.nanmedian().item())
 
 
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        torch.empty(1, device=device).cpu()
+        return torch.device(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device: expected one that torch has here, got {str(device)!r} ({reason})") from error
+
+
 def _step(task: Task, optimizer: torch.optim.Optimizer, pairs: Pairs, step: int) -> dict[str, float]:
     config = task.config
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, config)
-    losses = task(pairs.batch(batch_indices(step, len(pairs), config.batch, config.seed)), step)
+    batch = pairs.batch(batch_indices(step, len(pairs), config.batch, config.seed))
+    losses = task(batch.to(next(task.parameters()).device), step)
     values = {name: loss.item() for name, loss in losses.items()}
     if not math.isfinite(values["loss"]):
         raise FloatingPointError(f"the loss is {values['loss']} at step {step} ({values})")

@@ -40,8 +40,9 @@ class Task(nn.Module):
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The batch's losses by name, unweighted, their weighted sum as "loss", and metrics that carry no gradient."""
         c = self.config
-        bfloat16 = c.precision == "bfloat16" or (c.precision == "auto" and fast_bfloat16())
-        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=bfloat16):
+        device = batch.images.device.type
+        bfloat16 = c.precision == "bfloat16" or (c.precision == "auto" and fast_bfloat16(device))
+        with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
             image = self.encoder.encode_image(batch.images)
         text = self.encoder.encode_text(batch)
         parts: dict[str, Tensor] = {}
@@ -196,6 +197,8 @@ def _encoders(c: Config, vocabulary: int, pretrained: bool) -> tuple[nn.Module |
     return image, text
 
 
-def fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware."""
+def fast_bfloat16(device: str = "cpu") -> bool:
+    """Whether this CPU, or this kind of device, multiplies bfloat16 in hardware."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
