@@ -108,7 +108,7 @@ def _device(device: torch.device | str) -> torch.device:
     try:
         torch.empty(1, device=device).cpu()
         return torch.device(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"device: expected one that torch has here, got {str(device)!r} ({reason})") from error
 
