@@ -9,6 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from loupe_ext._io import write
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; errors that a user can mend end in one line and status 2."""
@@ -47,9 +49,9 @@ def _demo(options: argparse.Namespace) -> None:
     digit_rows = None if options.all else rows.DEMO_DIGITS
     plan = rows.plan(options.seeds, options.steps, options.pairs, options.scenes, digit_rows)
     results = runs.perform_all(plan, options.out, options.workers)
-    (options.out / "results.csv").write_text(table.comma_separated(results))
+    write(options.out / "results.csv", table.comma_separated(results))
     sections = [f"**{TITLES[data]}**\n\n{table.markdown(table.lines(results, data))}\n" for data in TITLES]
-    (options.out / "table.md").write_text("\n".join(sections))
+    write(options.out / "table.md", "\n".join(sections))
     write_report(options.out / "report.html", plan, results, options.out)
     for data in TITLES:
         table.show(TITLES[data], table.lines(results, data))

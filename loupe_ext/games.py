@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from loupe_ext._checks import check_floating, check_index, check_int, check_tensor
 from loupe_ext.explain.laws import size_weights
 from loupe_ext.ops import pairwise_interactions, shapley_values
-from loupe_ext.ops._checks import check_floating, check_index, check_int, check_tensor
 
 
 class Game(ABC):

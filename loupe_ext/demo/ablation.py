@@ -2,12 +2,12 @@
 
 import csv
 import io
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from loupe_ext._io import write
 from loupe_ext.data import DATASETS
 from loupe_ext.demo import table
 from loupe_ext.demo.report import TITLES
@@ -129,9 +129,9 @@ class Ablation:
         return failures
 
     def _write(self, passes: dict[str, list[Result]], out: Path, workers: int) -> None:
-        _replace(out / "runs.csv", comma_separated(passes).encode())
-        _replace(out / "table.md", f"{self._facts(passes, workers)}\n{markdown(passes)}".encode())
-        _replace(out / "ablation.png", plot(passes))
+        write(out / "runs.csv", comma_separated(passes))
+        write(out / "table.md", f"{self._facts(passes, workers)}\n{markdown(passes)}")
+        write(out / "ablation.png", plot(passes))
 
     def _facts(self, passes: dict[str, list[Result]], workers: int) -> str:
         command = f"loupe ablate --seeds {self.seeds} --steps {self.steps} --pairs {self.train_size}"
@@ -241,11 +241,3 @@ def plot(passes: dict[str, list[Result]]) -> bytes:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150, metadata={"Software": None})
     return picture.getvalue()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file in one piece."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_bytes(content)
-    os.replace(partial, path)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from loupe_ext._io import write
 from loupe_ext.data import Grounded, load
 from loupe_ext.demo import table
 from loupe_ext.demo.rows import ROWS, Run
@@ -45,9 +46,7 @@ def write_report(path: Path, runs: Sequence[Run], results: Sequence[Result], out
         footer=f"loupe_ext, {datetime.date.today().isoformat()}, torch {escape(torch.__version__)}, "
         f"{os.cpu_count()} CPU cores, one thread a run.",
     )
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(page)
-    os.replace(partial, path)
+    write(path, page)
 
 
 def _facts(run: Run, seeds: int) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from loupe_ext._io import write
 from loupe_ext.data import Grounded, load
 from loupe_ext.demo.rows import Run
 from loupe_ext.extras import needs
@@ -91,9 +92,7 @@ def perform(run: Run, out: Path) -> Result:
         "milliseconds_per_step": 1000 * trained.seconds_per_step,
         "metrics": evaluate(trained.task, test, threshold),
     }
-    partial = result_path(out, run).with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(result, indent=1))
-    os.replace(partial, result_path(out, run))
+    write(result_path(out, run), json.dumps(result, indent=1))
     return result
 
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from loupe_ext._checks import check_tensor
 from loupe_ext.explain import surrogate
 from loupe_ext.explain.plan import Group, Plan, pattern_weights, walk_orders
 from loupe_ext.explain.results import Interactions
 from loupe_ext.games import Game
 from loupe_ext.ops import coalition_moments, unpack_coalitions
-from loupe_ext.ops._checks import check_tensor
 
 
 def aggregate(

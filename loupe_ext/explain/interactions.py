@@ -2,11 +2,11 @@
 
 import torch
 
+from loupe_ext._checks import check_choice, check_index, check_int
 from loupe_ext.explain.aggregate import aggregate
 from loupe_ext.explain.plan import plan
 from loupe_ext.explain.results import Interactions
 from loupe_ext.games import Game
-from loupe_ext.ops._checks import check_choice, check_index, check_int
 
 METHODS = ("auto", "closed form", "stratified", "bernoulli", "permutation")
 

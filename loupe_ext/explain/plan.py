@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from loupe_ext._checks import check_index, check_int
+from loupe_ext._io import write
 from loupe_ext.explain.laws import size_weights
 from loupe_ext.ops import pack_coalitions, sample_coalitions, sample_permutations, unpack_coalitions
-from loupe_ext.ops._checks import check_index, check_int
 from loupe_ext.ops.coalitions import MAX_PLAYERS
 
 DESIGNS = ("stratified", "bernoulli", "permutation")
@@ -78,10 +79,7 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON, in one piece."""
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(asdict(self)))
-        os.replace(partial, target)
+        write(path, json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Plan":

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loupe_ext._checks import check_index, check_int, check_tensor
+from loupe_ext._io import write
 from loupe_ext.extras import needs
-from loupe_ext.ops._checks import check_index, check_int, check_tensor
 
 _TENSORS = ("values", "pairs", "value_errors", "pair_errors")
 
@@ -93,10 +94,7 @@ class Interactions:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON, in one piece. Every digit is kept."""
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(self.to_dict()))
-        os.replace(partial, target)
+        write(path, json.dumps(self.to_dict()))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Interactions":

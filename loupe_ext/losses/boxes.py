@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 
-from loupe_ext.losses._checks import check_features, check_same, length_mask
+from loupe_ext._checks import check_features, check_same, length_mask
 
 
 def box_loss(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from loupe_ext.losses._checks import check_features, check_same
+from loupe_ext._checks import check_features, check_same
 
 
 def info_nce(similarity: Tensor) -> Tensor:

@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from loupe_ext.losses._checks import check_features, check_same, length_mask
+from loupe_ext._checks import check_features, check_like, check_same, length_mask
 from loupe_ext.losses.sampled import sampled_interactions
 from loupe_ext.ops import pairwise_interactions
-from loupe_ext.ops._checks import check_like
 
 
 def alignment_interactions(

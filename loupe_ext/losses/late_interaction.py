@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, embedding_bag
 
-from loupe_ext.losses._checks import check_features, check_same, length_mask
+from loupe_ext._checks import check_features, check_same, length_mask
 
 CPU_BLOCK, GPU_BLOCK = 1 << 21, 1 << 25  # similarities held at a time: 8 and 128 MiB of float32
 

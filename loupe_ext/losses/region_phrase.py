@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from loupe_ext.losses._checks import check_features, check_same, length_mask
+from loupe_ext._checks import check_features, check_same, length_mask
 from loupe_ext.losses.cmc import info_nce
 
 

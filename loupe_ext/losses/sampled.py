@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from loupe_ext.losses._checks import check_features, length_mask
+from loupe_ext._checks import check_features, check_int, check_like, length_mask
 from loupe_ext.ops import sample_coalitions, unpack_coalitions
-from loupe_ext.ops._checks import check_int, check_like
 from loupe_ext.ops.coalitions import MAX_PLAYERS
 
 _ENTRIES = 2**18  # of all coalitions' score matrices that are held at a time: they stay in a core's cache

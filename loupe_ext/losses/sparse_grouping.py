@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from loupe_ext.losses._checks import check_features, check_same, length_mask
+from loupe_ext._checks import check_features, check_same, length_mask
 
 
 def grouping_weights(patches: Tensor, tokens: Tensor) -> Tensor:

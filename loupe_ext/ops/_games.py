@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from loupe_ext import _C
-from loupe_ext.ops._checks import (
+from loupe_ext._checks import (
     check_choice,
     check_floating,
     check_lengths,

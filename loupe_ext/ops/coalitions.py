@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from loupe_ext import _C
-from loupe_ext.ops._checks import check_index, check_int
+from loupe_ext._checks import check_index, check_int
 from loupe_ext.ops._native import address, current_stream, resolve_backend
 from loupe_ext.ops._register import register
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from loupe_ext import _C
-from loupe_ext.ops._checks import check_floating, check_int, check_no_tangent, check_tensor
+from loupe_ext._checks import check_floating, check_int, check_no_tangent, check_tensor
 from loupe_ext.ops._native import address, current_stream, dense_lengths, dtype_name, on_device, resolve_backend
 from loupe_ext.ops._register import register
 from loupe_ext.ops.coalitions import MAX_PLAYERS

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loupe_ext.ops._checks import check_floating, check_index, check_int, check_lengths, check_tensor
+from loupe_ext._checks import check_floating, check_index, check_int, check_lengths, check_tensor
 from loupe_ext.ops._native import resolve_backend
 from loupe_ext.ops._region import region_maxima, region_walks
 from loupe_ext.ops.coalitions import (

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from loupe_ext import _C
-from loupe_ext.ops._checks import check_index, check_like
+from loupe_ext._checks import check_index, check_like
 from loupe_ext.ops._games import MAX_ENTRIES, Games, batch_of, check_games
 from loupe_ext.ops._native import address, current_stream, on_device, resolve_backend
 from loupe_ext.ops._register import register

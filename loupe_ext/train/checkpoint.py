@@ -1,13 +1,13 @@
 """Checkpoints: one safetensors file with the model, the optimiser and the history, replaced in one piece."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from loupe_ext._io import write
 from loupe_ext.data.pairs import Vocabulary
 from loupe_ext.extras import needs
 from loupe_ext.train.config import Config
@@ -73,16 +73,7 @@ def save(
         "vocabulary": json.dumps(vocabulary.words),
         "step": str(step),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(to_bytes({name: value.detach().contiguous() for name, value in tensors.items()}, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write(path, to_bytes({name: value.detach().contiguous() for name, value in tensors.items()}, metadata))
 
 
 def load(path: Path) -> Checkpoint:

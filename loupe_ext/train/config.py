@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from loupe_ext._io import write
 from loupe_ext.extras import needs
 from loupe_ext.model.pretrained import swin_unit
 from loupe_ext.ops.region import GAMES
@@ -143,7 +144,7 @@ class Config:
         return replace(self, **changes)
 
     def save(self, path: Path) -> None:
-        path.write_text(self.to_yaml())
+        write(path, self.to_yaml())
 
     def to_yaml(self) -> str:
         with needs("pyyaml"):

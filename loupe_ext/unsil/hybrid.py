@@ -6,8 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from loupe_ext.losses._checks import length_mask
-from loupe_ext.ops._checks import check_int
+from loupe_ext._checks import check_int, length_mask
 from loupe_ext.unsil.learner import InteractionLearner, calibration, check_games, heteroscedastic_loss
 
 

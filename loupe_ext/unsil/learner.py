@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from loupe_ext.losses._checks import check_features, check_same, length_mask
+from loupe_ext._checks import check_features, check_same, length_mask
 
 
 def check_games(regions: object, phrases: object, alignment: object) -> None:

@@ -1,0 +1,136 @@
+"""Argument checks that the whole package shares. Every message names the argument, what was expected and what came."""
+
+import math
+import numbers
+import operator
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested:
+        got = "a nested one" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name}: expected a dense (strided) tensor, got {got}")
+
+
+def check_no_tangent(name: str, value: Tensor | None) -> None:
+    """The ops have no forward-mode derivative, and torch would take its absence for zero."""
+    if value is not None and forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None:
+        raise RuntimeError(f"{name}: forward-mode differentiation is not supported, got a dual tensor")
+
+
+def check_floating(name: str, value: Tensor) -> None:
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {value.dtype}")
+
+
+def check_like(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """`value` must have the shape, dtype and device of `other`."""
+    if value.shape != other.shape:
+        raise ValueError(f"{name}: expected the shape of {other_name} {tuple(other.shape)}, got {tuple(value.shape)}")
+    if value.dtype != other.dtype:
+        raise TypeError(f"{name}: expected the dtype of {other_name} ({other.dtype}), got {value.dtype}")
+    if value.device != other.device:
+        raise ValueError(f"{name}: expected the device of {other_name} ({other.device}), got {value.device}")
+
+
+def check_lengths(name: str, value: object, shape: torch.Size, device: torch.device) -> None:
+    """Lengths of a batch: an integer tensor of the batch's shape on its device (None is for the caller to skip)."""
+    check_tensor(name, value)
+    assert isinstance(value, Tensor)
+    if value.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name}: expected dtype int32 or int64, got {value.dtype}")
+    if value.shape != shape:
+        raise ValueError(f"{name}: expected shape {tuple(shape)}, one length a problem, got {tuple(value.shape)}")
+    if value.device != device:
+        raise ValueError(f"{name}: expected device {device}, got {value.device}")
+
+
+def check_int(name: str, value: object, least: int, most: int) -> int:
+    """The value as an int: whatever counts (NumPy's integers too), but no bool."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}") from None
+    if not least <= number <= most:
+        raise ValueError(f"{name}: expected {least} to {most}, got {number}")
+    return number
+
+
+def check_number(
+    name: str, value: object, least: float = -math.inf, most: float = math.inf, above: bool = False
+) -> float:
+    """The value as a finite float from `least` (with `above`, strictly above it) to `most`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a float, got {type(value).__name__}")
+    number = float(value)
+    if not (math.isfinite(number) and least <= number <= most) or (above and number == least):
+        bounds = f"above {least:g}" if above else f"at least {least:g}" if least > -math.inf else ""
+        bounds += (" and " if bounds else "") + f"at most {most:g}" if most < math.inf else ""
+        raise ValueError(f"{name}: expected a finite number{' ' if bounds else ''}{bounds}, got {number}")
+    return number
+
+
+def check_index(index: object, p: object) -> float | None:
+    """The probability of the p-weighted Banzhaf index, or None for the Shapley index."""
+    check_choice("index", index, ("shapley", "banzhaf"))
+    if isinstance(p, bool) or not isinstance(p, numbers.Real):
+        raise TypeError(f"p: expected a float, got {type(p).__name__}")
+    if not 0 < float(p) < 1:
+        raise ValueError(f"p: expected a probability strictly between 0 and 1, got {p}")
+    return None if index == "shapley" else float(p)
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}: expected {' or '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_probability(p: float | None) -> None:
+    """The same for an op called past its public function."""
+    if p is not None and not 0 < p < 1:
+        raise ValueError(f"p: expected None or a probability strictly between 0 and 1, got {p}")
+
+
+def check_features(name: str, value: object, dims: str) -> Tensor:
+    """A floating tensor with the dimensions named in `dims`, one character each: letters, or a digit for its size."""
+    check_tensor(name, value)
+    assert isinstance(value, Tensor)
+    fits = value.dim() == len(dims) and all(
+        not d.isdigit() or int(d) == s for d, s in zip(dims, value.shape, strict=True)
+    )
+    if not fits or 0 in value.shape:
+        raise ValueError(f"{name}: expected shape [{', '.join(dims)}], none of them 0, got {tuple(value.shape)}")
+    check_floating(name, value)
+    return value
+
+
+def check_same(name: str, value: Tensor, other_name: str, other: Tensor, dims: dict[str, tuple[int, int]]) -> None:
+    """The dtypes must agree, and sizes: `dims` maps a dimension's letter to its places in `value` and in `other`."""
+    for letter, (i, j) in dims.items():
+        if value.shape[i] != other.shape[j]:
+            raise ValueError(
+                f"{name}: expected the {letter} of {other_name} ({other.shape[j]}) at dimension {i}, "
+                f"got {tuple(value.shape)}"
+            )
+    if value.dtype != other.dtype:
+        raise TypeError(f"{name}: expected the dtype of {other_name} ({other.dtype}), got {value.dtype}")
+
+
+def length_mask(name: str, lengths: Tensor | None, like: Tensor, dim: int) -> Tensor:
+    """[B, n] booleans, True within each problem's length; the lengths must lie in 1..n. None: all True."""
+    B, n = like.shape[0], like.shape[dim]
+    if lengths is None:
+        return torch.ones(B, n, dtype=torch.bool, device=like.device)
+    check_lengths(name, lengths, torch.Size([B]), like.device)
+    if B and not bool(((lengths >= 1) & (lengths <= n)).all()):
+        raise ValueError(f"{name}: expected lengths in 1..{n}, got {lengths.min().item()}..{lengths.max().item()}")
+    return torch.arange(n, device=like.device) < lengths[:, None]
