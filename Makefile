@@ -14,7 +14,7 @@ $(VENV)/.torch: constraints.txt
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.torch pyproject.toml CMakeLists.txt $(shell find csrc -type f)
-	$(PIP) -e '.[dev,train,triton,paper,phrases]'
+	$(PIP) -e '.[dev]'
 	@touch $@
 
 demo: env

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import loupe_ext
+from loupe_ext.extras import EXTRAS, needs
 
 ROOT = Path(__file__).parent.parent
 
@@ -123,6 +124,35 @@ def test_importing_needs_no_extra():
         f"import sys, torch; old = set(sys.modules); import loupe_ext; print({set(heavy)} & (set(sys.modules) - old))"
     )
     assert run(sys.executable, "-c", code).stdout.strip() == "set()"
+
+
+def test_every_optional_package_is_in_the_extra_that_its_message_names():
+    tomllib = pytest.importorskip("tomllib")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    sources = [path.read_text() for path in (ROOT / "loupe_ext").rglob("*.py")]
+    needed = {name for text in sources for name in re.findall(r'needs\("([^"]+)"\)', text)}
+    assert needed == set(EXTRAS)
+    for package, extra in EXTRAS.items():
+        assert any(re.match(rf"{package}\b", requirement) for requirement in extras[extra]), (package, extra)
+    with pytest.raises(ImportError, match=r"matplotlib is needed here: pip install 'loupe-ext\[plot\]' \(gone\)"):  # noqa: SIM117
+        with needs("matplotlib"):
+            raise ImportError("gone")
+
+
+def test_subpackages_load_when_first_used():
+    code = (
+        "import sys, loupe_ext; lazy = {'losses', 'train', 'unsil', 'zeroshot'}\n"
+        "assert not any(f'loupe_ext.{name}' in sys.modules for name in lazy), sys.modules\n"
+        "assert lazy <= set(dir(loupe_ext)); loupe_ext.losses.cmc_loss, loupe_ext.unsil.Unsil, loupe_ext.train.train\n"
+        "for name in loupe_ext.__all__: getattr(loupe_ext, name)\n"
+        "try: loupe_ext.nothing\n"
+        "except AttributeError as error: print(error)"
+    )
+    assert run(sys.executable, "-c", code).stdout.strip() == "module 'loupe_ext' has no attribute 'nothing'"
+
+
+def test_type_checkers_see_the_types(wheel):
+    assert "loupe_ext/py.typed" in zipfile.ZipFile(wheel).namelist()
 
 
 def test_version_is_the_distributions():

@@ -109,7 +109,7 @@ class Interactions:
         pairs = self._pairs_of_one_game()
         if self.index == "banzhaf" and self.p != 0.5:
             raise ValueError(f"p: expected 0.5, the Banzhaf index that shapiq knows, got {self.p}")
-        with needs("shapiq", "shapiq"):
+        with needs("shapiq"):
             import numpy as np
             from shapiq import InteractionValues
         singles = {(i,): self.values[i].item() for i in range(self.n)}

@@ -42,7 +42,7 @@ class SwinEncoder(nn.Module):
         weights: Path | str | None = None,
     ) -> None:
         super().__init__()
-        with needs("transformers", "'loupe-ext[paper]'"):
+        with needs("transformers"):
             from transformers import SwinConfig, SwinModel
         self.side = side
         self.width = width * 2 ** (len(depths) - 1)
@@ -90,7 +90,7 @@ class BertEncoder(nn.Module):
 
     def __init__(self, vocabulary: int, width: int = 512, layers: int = 4, weights: Path | str | None = None) -> None:
         super().__init__()
-        with needs("transformers", "'loupe-ext[paper]'"):
+        with needs("transformers"):
             from transformers import BertConfig, BertModel
         self.width = width
         config = BertConfig(

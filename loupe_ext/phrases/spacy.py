@@ -19,7 +19,7 @@ class SpacyChunker:
 
     def __init__(self, nlp: Any) -> None:
         if isinstance(nlp, str):
-            with needs("spacy", "'loupe-ext[phrases]'"):
+            with needs("spacy"):
                 import spacy
             nlp = spacy.load(nlp)
         self.nlp = nlp

@@ -1,0 +1,1 @@
+"""The dual encoder that the library trains: images, text, regions and heat maps."""
