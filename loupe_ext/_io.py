@@ -55,8 +55,8 @@ def check_writable(name: str, path: str | os.PathLike[str]) -> Path:
     """
     try:
         target = _target(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial, descriptor = _open_partial(target)
+        there = next(folder for folder in target.parents if folder.exists())  # the rest is made when it is needed
+        partial, descriptor = _open_partial(there / target.name)
         os.close(descriptor)
         partial.unlink()
     except OSError as error:

@@ -2,21 +2,22 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
-# The extra of pyproject.toml that installs a package for the purpose that it is needed for.
-EXTRAS = {
-    "faster-coco-eval": "detection",
-    "matplotlib": "plot",
-    "pillow": "demo",
-    "pyyaml": "train",
-    "rich": "train",
-    "safetensors": "train",
-    "scikit-learn": "digits",
-    "scipy": "train",
-    "shapiq": "shapiq",
-    "spacy": "phrases",
-    "tensorboard": "tensorboard",
-    "transformers": "paper",
+# Of each package, the module that it is imported as, and the extra of pyproject.toml that installs it.
+PACKAGES = {
+    "faster-coco-eval": ("faster_coco_eval", "detection"),
+    "matplotlib": ("matplotlib", "plot"),
+    "pillow": ("PIL", "demo"),
+    "pyyaml": ("yaml", "train"),
+    "rich": ("rich", "train"),
+    "safetensors": ("safetensors", "train"),
+    "scikit-learn": ("sklearn", "digits"),
+    "scipy": ("scipy", "train"),
+    "shapiq": ("shapiq", "shapiq"),
+    "spacy": ("spacy", "phrases"),
+    "tensorboard": ("tensorboard", "tensorboard"),
+    "transformers": ("transformers", "paper"),
 }
 
 
@@ -26,5 +27,13 @@ def needs(package: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        extra = f"'loupe-ext[{EXTRAS[package]}]'"
-        raise ImportError(f"{package} is needed here: pip install {extra} ({error})") from error
+        extra = PACKAGES[package][1]
+        raise ImportError(f"{package} is needed here: pip install 'loupe-ext[{extra}]' ({error})") from error
+
+
+def require(*packages: str) -> None:
+    """Miss optional packages before the work that will need them, without importing them."""
+    missing = [package for package in packages if find_spec(PACKAGES[package][0]) is None]
+    if missing:
+        extras = ",".join(sorted({PACKAGES[package][1] for package in missing}))
+        raise ImportError(f"{', '.join(missing)} needed here: pip install 'loupe-ext[{extras}]'")

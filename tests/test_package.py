@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import loupe_ext
-from loupe_ext.extras import EXTRAS, needs
+from loupe_ext.extras import PACKAGES, needs, require
 
 ROOT = Path(__file__).parent.parent
 
@@ -126,17 +126,21 @@ def test_importing_needs_no_extra():
     assert run(sys.executable, "-c", code).stdout.strip() == "set()"
 
 
-def test_every_optional_package_is_in_the_extra_that_its_message_names():
+def test_every_optional_package_is_in_the_extra_that_its_message_names(monkeypatch):
     tomllib = pytest.importorskip("tomllib")
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     sources = [path.read_text() for path in (ROOT / "loupe_ext").rglob("*.py")]
     needed = {name for text in sources for name in re.findall(r'needs\("([^"]+)"\)', text)}
-    assert needed == set(EXTRAS)
-    for package, extra in EXTRAS.items():
+    assert needed == set(PACKAGES)
+    for package, (_, extra) in PACKAGES.items():
         assert any(re.match(rf"{package}\b", requirement) for requirement in extras[extra]), (package, extra)
     with pytest.raises(ImportError, match=r"matplotlib is needed here: pip install 'loupe-ext\[plot\]' \(gone\)"):  # noqa: SIM117
         with needs("matplotlib"):
             raise ImportError("gone")
+    require(*PACKAGES)
+    monkeypatch.setitem(PACKAGES, "rich", ("nowhere_to_be_found", "train"))
+    with pytest.raises(ImportError, match=r"rich needed here: pip install 'loupe-ext\[train\]'"):
+        require("scipy", "rich")
 
 
 def test_subpackages_load_when_first_used():

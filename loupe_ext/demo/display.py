@@ -1,5 +1,6 @@
 """The progress of several runs at once, on a terminal or line by line in a log."""
 
+import math
 import time
 from types import TracebackType
 
@@ -10,9 +11,11 @@ from loupe_ext.train import Progress as Step
 
 
 class Display:
-    """A bar for all runs and one for each that is under way."""
+    """A bar for all runs and one for each that is under way; on no terminal, lines, one per run in `pause` seconds."""
 
-    def __init__(self, total: int, already_done: int, console: Console | None = None) -> None:
+    def __init__(self, total: int, already_done: int, console: Console | None = None, pause: float = 30.0) -> None:
+        self.pause = pause
+        self.last: dict[str, float] = {}
         self.console = console or Console(stderr=True)
         self.bars = Progress(
             TextColumn("{task.description}"),
@@ -23,7 +26,7 @@ class Display:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.all = self.bars.add_task("[bold]all runs", total=total, completed=already_done, note="")
+        self.all = self.bars.add_task("[bold]all runs", total=total, completed=already_done, note="", visible=total > 1)
         self.tasks: dict[str, TaskID] = {}
         self.start = time.perf_counter()
 
@@ -46,6 +49,9 @@ class Display:
                 f"loss {step.losses['loss']:.3f}  {step.items_per_second:.0f} items/s  {step.seconds_left:.0f} s left"
             )
             self.bars.update(task, total=step.steps, completed=step.step, note=note)
+            if time.perf_counter() - self.last.get(run, -math.inf) >= self.pause:
+                self.last[run] = time.perf_counter()
+                self._say(f"{run}: step {step.step}/{step.steps}  {note}")
 
     def finished(self, run: str, outcome: str = "done") -> None:
         if run in self.tasks:
@@ -54,6 +60,6 @@ class Display:
         self._say(f"{run}: {outcome}")
 
     def _say(self, text: str) -> None:
-        """Where there is no terminal to redraw, one line an event."""
+        """Where there is no terminal to redraw, one line per event."""
         if not self.console.is_terminal:
             self.console.print(f"[{time.perf_counter() - self.start:6.1f} s] {text}", highlight=False, markup=False)
