@@ -286,6 +286,13 @@ class TestTask:
             assert getattr(learned, name)().item() != pytest.approx(20, rel=1e-4)
             assert getattr(fixed, name)().item() == pytest.approx(20, rel=1e-6)
 
+    def test_temperatures_leave_their_cap(self):
+        config = SMALL.but(scale=60.0, scale_cap=60.0, weight_decay=0.0, steps=4)
+        local = trained(config).task.scale_local
+        assert 1 < local().item() < 59.9
+        fixed = trained(config.but(learn_scale=False, steps=1)).task.scale_local
+        assert fixed().item() == 60
+
     @pytest.mark.parametrize("source", ["exact", "sampled", "unsil"])
     def test_the_sources_of_fsa(self, source):
         task = Task(SMALL.but(fsa_source=source, boxes=0.0, fsa_coalitions=2), len(scenes().pairs.vocabulary))

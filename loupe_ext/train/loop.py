@@ -89,6 +89,7 @@ def train(
             raise ValueError(f"path: expected a checkpoint of this run, got one of another configuration in {path}")
         found.restore(task, optimizer)
         first, history, seconds = found.step, found.history, found.tensors.get("seconds", seconds)
+    task.bound_scales()
     start = time.perf_counter()
     for step in range(first, config.steps):
         begun = time.perf_counter()
@@ -129,4 +130,5 @@ def _step(task: Task, optimizer: torch.optim.Optimizer, pairs: Pairs, step: int)
         if not math.isfinite(norm.item()):
             raise FloatingPointError(f"the gradient's norm is {norm.item()} at step {step} ({values})")
     optimizer.step()
+    task.bound_scales()
     return values

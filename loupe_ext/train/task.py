@@ -147,6 +147,11 @@ class Task(nn.Module):
             estimate = self.tsa_unsil(shares, text.pooled[:, None], alignment, compute)
         return masks.sum(-1), estimate._replace(interactions=estimate.interactions[..., 0])
 
+    def bound_scales(self) -> None:
+        """Keep the inverse temperatures within their caps: before the first step, and after each."""
+        self.scale_global.bound()
+        self.scale_local.bound()
+
     def parts(self) -> list[list[nn.Parameter]]:
         """The parameters of the model, and of each interaction learner: none's gradient clips another's."""
         learners = [[] if unsil is None else list(unsil.parameters()) for unsil in (self.fsa_unsil, self.tsa_unsil)]
