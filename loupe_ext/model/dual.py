@@ -13,6 +13,8 @@ from loupe_ext.model.image import PATCH, ImageEncoder
 from loupe_ext.model.regions import RegionHead, box_features, propose
 from loupe_ext.model.text import TextEncoder, phrase_of_words
 
+GLOBAL_CAP = 100.0  # of the inverse temperature of whole images and captions
+
 
 @dataclass(frozen=True)
 class ImageFeatures:
