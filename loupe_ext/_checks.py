@@ -10,12 +10,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_REPR = reprlib.Repr()
+_REPR.maxstring = 80
 
 
 def shown(value: object) -> str:
     """The value as a message shows it: a short line, whatever its size, depth or kind."""
     try:
-        return reprlib.repr(value).replace("\n", " ")[:120]
+        return _REPR.repr(value).replace("\n", " ")[:120]
     except Exception:  # an int of thousands of digits, or what cannot show itself
         return f"a value of {type(value).__name__}"
 

@@ -150,13 +150,6 @@ class Config:
         _check_names(changes)
         return replace(self, **changes)
 
-    def differences(self, other: "Config", what: str) -> list[str]:
-        """One clause a field in which `other`, the one of `what`, differs."""
-        pairs = ((field.name, getattr(other, field.name), getattr(self, field.name)) for field in fields(self))
-        return [
-            f"{name}: expected {shown(old)} as in {what}, got {shown(new)}" for name, old, new in pairs if old != new
-        ]
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the configuration as YAML, in one piece."""
         write(path, self.to_yaml())
