@@ -3,12 +3,23 @@
 import math
 import numbers
 import operator
+import reprlib
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_REPR = reprlib.Repr()
+_REPR.maxstring = 80
+
+
+def shown(value: object) -> str:
+    """The value as a message shows it: a short line, whatever its size, depth or kind."""
+    try:
+        return _REPR.repr(value).replace("\n", " ")[:120]
+    except Exception:  # an int of thousands of digits, or what cannot show itself
+        return f"a value of {type(value).__name__}"
 
 
 def check_tensor(name: str, value: object) -> None:
@@ -61,7 +72,7 @@ def check_int(name: str, value: object, least: int, most: int) -> int:
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}") from None
     if not least <= number <= most:
-        raise ValueError(f"{name}: expected {least} to {most}, got {number}")
+        raise ValueError(f"{name}: expected {least} to {most}, got {shown(number)}")
     return number
 
 
@@ -71,7 +82,10 @@ def check_number(
     """The value as a finite float from `least` (with `above`, strictly above it) to `most`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a float, got {type(value).__name__}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond every float
+        number = math.inf if value > 0 else -math.inf  # type: ignore[operator]
     if not (math.isfinite(number) and least <= number <= most) or (above and number == least):
         bounds = f"above {least:g}" if above else f"at least {least:g}" if least > -math.inf else ""
         bounds += (" and " if bounds else "") + f"at most {most:g}" if most < math.inf else ""

@@ -47,12 +47,23 @@ def write(path: str | os.PathLike[str], content: str | bytes) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def check_path(name: str, path: object) -> Path:
+    """The path as a `Path`."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"{name}: expected a str or os.PathLike, got {type(path).__name__}")
+    found = Path(path)
+    if "\0" in str(found):
+        raise ValueError(f"{name}: expected a path without NUL, got {str(found)!r}")
+    return found
+
+
 def check_writable(name: str, path: str | os.PathLike[str]) -> Path:
     """The path, if `replacing` can write there; to find out before the work, not after it.
 
     Raises:
         OSError: naming the argument, and what is in the way.
     """
+    path = check_path(name, path)
     try:
         target = _target(path)
         there = next(folder for folder in target.parents if folder.exists())  # the rest is made when it is needed
@@ -62,7 +73,7 @@ def check_writable(name: str, path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         reason = error.strerror or str(error)
         raise type(error)(f"{name}: expected a file that can be written, got {os.fspath(path)!r} ({reason})") from error
-    return Path(path)
+    return path
 
 
 def _target(path: str | os.PathLike[str]) -> Path:

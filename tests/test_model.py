@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch.nn.functional import interpolate
@@ -133,6 +135,19 @@ def test_features_have_length_one_and_stay_in_float32_under_autocast(model):
 def test_scale_is_capped():
     assert Scale(7.0, 60.0)().item() == pytest.approx(7)
     assert Scale(80.0, 60.0)().item() == 60
+
+
+@pytest.mark.parametrize("cap", [1e-3, 1.0, 60.0, 1e30])
+def test_a_scale_leaves_its_cap_as_soon_as_a_step_leads_down(cap):
+    scale = Scale(cap, cap)
+    optimizer = torch.optim.SGD(scale.parameters(), 1.0)
+    for sign in (-1, -1, -1, 1):
+        scale.bound()
+        assert scale().item() == pytest.approx(cap, rel=1e-3)
+        optimizer.zero_grad()
+        (sign * scale() / cap).backward()
+        optimizer.step()
+    assert scale().item() == pytest.approx(cap / math.e, rel=1e-3)
 
 
 class TestBoxes:

@@ -2,8 +2,11 @@ import dataclasses
 import functools
 import itertools
 import math
+import tempfile
 import typing
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +14,7 @@ from loupe_ext import data
 from loupe_ext import train as package
 from loupe_ext.data import Batch, Grounded, Pairs, Vocabulary
 from loupe_ext.train import Config, Progress, Task, Trained, checkpoint, loop, train
+from loupe_ext.train.config import ABOVE, BELOW, CHOICES, RANGES
 from loupe_ext.train.loop import batch_indices, learning_rate
 
 # Every loss is on: a resumed run has to find all of their state again.
@@ -85,6 +89,12 @@ class TestReproducible:
         assert whole.history["fsa_unsil_computed"].tolist() == [1.0] + 6 * [1 / 8]
         assert_identical(whole, parts)
 
+    def test_so_does_one_whose_parameters_did_not_all_learn_before(self, tmp_path):
+        config = SMALL.but(boxes=0.0, learn_scale=False, steps=3)  # no gradient comes to the region head
+        with pytest.raises(KeyboardInterrupt):
+            trained(config, path=tmp_path / "model", save_every=1, report=interrupt_at(1))
+        assert_identical(trained(config), trained(config, path=tmp_path / "model"))
+
     def test_a_finished_run_is_read_and_not_repeated(self, tmp_path):
         trained(path=tmp_path / "model")
         steps: list[Progress] = []
@@ -140,19 +150,84 @@ class TestNoBoxes:
             train(scenes(), SMALL)
 
 
-class TestCheckpoint:
-    @pytest.mark.parametrize("change", [{"lr": 1e-3}, {"seed": 1}, {"steps": 8}, {"name": "other"}])
-    def test_of_another_configuration_is_refused(self, change, tmp_path):
-        trained(SMALL.but(steps=1), path=tmp_path / "model")
-        with pytest.raises(ValueError, match="path: expected a checkpoint of this run"):
-            trained(SMALL.but(**{"steps": 1, **change}), path=tmp_path / "model")
+BRIEF = SMALL.but(steps=2)
 
-    def test_of_another_vocabulary_is_refused(self, tmp_path):
-        trained(SMALL.but(steps=1), path=tmp_path / "model")
-        words = scenes().pairs.vocabulary.words
-        pairs = dataclasses.replace(scenes().pairs, vocabulary=Vocabulary(words[::-1]))
-        with pytest.raises(ValueError, match="path: expected a checkpoint of this run"):
-            train(pairs, SMALL.but(steps=1), path=tmp_path / "model")
+
+@functools.cache
+def stored() -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata and tensors of a finished checkpoint of `BRIEF`."""
+    safetensors = pytest.importorskip("safetensors")
+    with tempfile.TemporaryDirectory() as folder:
+        trained(BRIEF, path=f"{folder}/model")  # a path may be a str
+        with safetensors.safe_open(f"{folder}/model", "pt") as file:
+            return file.metadata(), {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+
+
+def write_spoilt(path: Path, **changes: typing.Any) -> None:
+    """The stored checkpoint with other metadata and tensors, by name; None leaves one out."""
+    from safetensors.torch import save_file
+
+    metadata, tensors = ({**part} for part in stored())
+    for name, value in changes.items():
+        of_metadata = name in ("format", "config", "vocabulary", "step", "data")
+        typing.cast(dict[str, typing.Any], metadata if of_metadata else tensors)[name] = value
+    tensors, metadata = ({n: x for n, x in part.items() if x is not None} for part in (tensors, metadata))
+    save_file(tensors, path, metadata)
+
+
+def assert_one_line(error: BaseException, path: Path) -> None:
+    assert str(path) in str(error)
+    assert "\n" not in str(error)
+    assert len(str(error)) < 500
+
+
+PROJECTION = "encoder.image_projection.bias"
+WEIGHT, MOMENT, COUNT = f"model.{PROJECTION}", f"optimizer.{PROJECTION}:exp_avg", f"optimizer.{PROJECTION}:step"
+
+
+class TestCheckpoint:
+    @pytest.mark.parametrize("change", [{"lr": 1e-3}, {"seed": 1}, {"name": "other"}, {"clip": 2.0, "beta1": 0.5}])
+    def test_of_another_configuration_is_refused_naming_the_fields(self, change, tmp_path):
+        write_spoilt(tmp_path / "model")
+        with pytest.raises(ValueError, match="expected") as caught:
+            trained(BRIEF.but(**change), path=tmp_path / "model")
+        as_in = f"as in {tmp_path / 'model'}"
+        want = [f"{name}: expected {getattr(BRIEF, name)!r} {as_in}, got {new!r}" for name, new in change.items()]
+        assert sorted(str(caught.value).split("; ")) == sorted(want)
+
+    @pytest.mark.parametrize("step", ["1", "2"])
+    @pytest.mark.parametrize("name", ["images", "words", "spans", "phrase_lengths", "vocabulary"])
+    def test_of_other_data_is_refused_naming_what_differs(self, name, step, tmp_path):
+        write_spoilt(tmp_path / "model", step=step)
+        own = scenes().pairs
+        value: typing.Any = getattr(own, name)
+        other = Vocabulary(own.vocabulary.words[::-1]) if name == "vocabulary" else value.flip(0)
+        with pytest.raises(ValueError, match=f"^{name}: expected .* as in .*model, got ") as caught:
+            train(dataclasses.replace(own, **{name: other}), BRIEF, path=tmp_path / "model")
+        assert ";" not in str(caught.value)
+
+    def test_equal_data_are_the_same_however_they_lie_in_memory(self):
+        own = scenes().pairs
+        lies = own.images.to(memory_format=torch.channels_last)
+        assert dataclasses.replace(own, images=lies).fingerprint() == own.fingerprint()
+        spot = own.images.clone()
+        spot[-1, -1, -1, -1] ^= 1
+        assert dataclasses.replace(own, images=spot).fingerprint() != own.fingerprint()
+
+    def test_of_other_steps_is_gone_on_from_when_asked(self, tmp_path, monkeypatch):
+        path = tmp_path / "model"
+        write_spoilt(path)
+        message = r"steps: expected 2 as in .*model, got 7 \(extend=True goes on with more steps\)"
+        with pytest.raises(ValueError, match=message):
+            trained(path=path)
+        with pytest.raises(KeyboardInterrupt):
+            trained(path=path, extend=True, save_every=1, report=interrupt_at(4))
+        extended = trained(path=path)  # by now it is a checkpoint of 7 steps
+        rate = loop.learning_rate
+        monkeypatch.setattr(loop, "learning_rate", lambda step, c: rate(step, c.but(steps=2) if step < 2 else c))
+        assert_identical(trained(), extended)
+        with pytest.raises(ValueError, match=r"steps: expected 7 as in .*model, got 2$"):
+            trained(BRIEF, path=path, extend=True)
 
     def test_gives_the_trained_model_back(self, tmp_path):
         run = trained(path=tmp_path / "model")
@@ -178,18 +253,100 @@ class TestCheckpoint:
         assert list(tmp_path.iterdir()) == [path]
         assert checkpoint.load(path).step == 1
 
-    def test_what_is_no_checkpoint(self, tmp_path):
-        from safetensors.torch import save_file
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"format": None}, "expected a checkpoint of format loupe-2, got None"),
+            ({"format": "x" * 10_000}, "expected a checkpoint of format loupe-2, got 'xxx"),
+            ({"config": None}, "config: expected it in the file's metadata, got none"),
+            ({"vocabulary": None}, "vocabulary: expected it"),
+            ({"step": None}, "step: expected it"),
+            *(({"step": x}, "step: expected 0 to 2, got") for x in ("-1", "3", "nan", "1.5", " 1", "٢", "9" * 5000)),
+            ({"config": "steps: [["}, "steps: expected a single plain value, got list"),
+            ({"config": "steps: @"}, "config: expected YAML"),
+            ({"config": "widht: 3"}, r"config: expected names of Config's fields, got widht \(nearest: width\)"),
+            ({"config": "clip: -1"}, "clip: expected a finite number above 0"),
+            ({"vocabulary": "nonsense"}, "vocabulary: expected JSON"),
+            ({"vocabulary": "[" * 100_000}, "vocabulary: expected JSON"),
+            ({"vocabulary": '"abc"'}, "vocabulary: expected a list of words"),
+            ({"vocabulary": '["a", 1]'}, "vocabulary: expected a list of words"),
+            ({"vocabulary": '["a", "a"]'}, "words: expected distinct words"),
+            ({"data": "[]"}, "data: expected a line for each field"),
+            ({"data": '{"steps": "3"}'}, "data: expected a line for each field"),
+            ({"history.loss": torch.zeros(3)}, r"'loss': expected a number a step, torch.float32 \[2\]"),
+            ({"history.cmc": torch.zeros(2).double()}, "'cmc': expected a number a step"),
+            ({"seconds": torch.zeros(2, 1)}, "'seconds': expected a number a step"),
+        ],
+    )
+    def test_of_a_stranger(self, changes, message, tmp_path):
+        write_spoilt(tmp_path / "model", **changes)
+        with pytest.raises(ValueError, match=message) as caught:
+            checkpoint.load(str(tmp_path / "model"))
+        assert_one_line(caught.value, tmp_path / "model")
 
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({WEIGHT: None}, f"path: expected torch.float32 .* for the tensor '{WEIGHT}', got none"),
+            ({WEIGHT: torch.zeros(17)}, rf"expected torch.float32 \[16\] for .*'{WEIGHT}', got torch.float32 \[17\]"),
+            ({WEIGHT: torch.zeros(16).half()}, rf"expected .* for .*'{WEIGHT}', got torch.float16 \[16\]"),
+            ({"model.other": torch.zeros(1)}, "expected none for the tensor 'model.other', got torch.float32"),
+            ({"vocabulary": '["a"]'}, "expected torch.float32 .* for the tensor 'model.encoder.text.embed.weight'"),
+            ({"config": BRIEF.but(width=65_536, dim=65_536).to_yaml()}, "path: expected torch.float32"),  # 40 GB
+        ],
+    )
+    def test_whose_tensors_are_of_another_model(self, changes, message, tmp_path):
+        write_spoilt(tmp_path / "model", **changes)
+        with pytest.raises(ValueError, match=message) as caught:
+            checkpoint.load(tmp_path / "model").task()
+        assert_one_line(caught.value, tmp_path / "model")
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({MOMENT: None}, f"expected torch.float32 .* for the tensor '{MOMENT}', got none"),
+            ({COUNT: None}, f"expected torch.float32 .* for the tensor '{COUNT}', got none"),
+            ({MOMENT: torch.zeros(17)}, f"expected torch.float32 .* for the tensor '{MOMENT}', got"),
+            *(({COUNT: torch.tensor(x)}, f"expected 0 to 2 for '{COUNT}', got") for x in (3.0, -1.0, 0.5, math.nan)),
+            ({"data": None, "format": "loupe-1"}, "expected a checkpoint that says what data it was trained on"),
+            ({"history.loss": None}, "expected a checkpoint with the history of the loss"),
+            ({WEIGHT: torch.zeros(17)}, "path: expected torch.float32"),
+        ],
+    )
+    def test_that_nobody_can_go_on_from(self, changes, message, tmp_path):
+        write_spoilt(tmp_path / "model", **changes)
+        with pytest.raises(ValueError, match=message) as caught:
+            trained(BRIEF, path=tmp_path / "model")
+        assert_one_line(caught.value, tmp_path / "model")
+
+    def test_without_its_optimiser_or_of_the_older_format_can_be_evaluated_only(self, tmp_path):
+        path, optimiser = tmp_path / "model", [name for name in stored()[1] if name.startswith("optimizer.")]
+        write_spoilt(path, format="loupe-1", data=None)
+        assert checkpoint.load(path).task() is not None
+        write_spoilt(path, **dict.fromkeys(optimiser))
+        assert checkpoint.load(path).task() is not None
+        with pytest.raises(ValueError, match="path: expected a checkpoint with the optimiser's state, got none in"):
+            trained(BRIEF, path=path)
+
+    def test_that_is_no_such_file(self, tmp_path):
+        write_spoilt(tmp_path / "model")
+        (tmp_path / "cut").write_bytes((tmp_path / "model").read_bytes()[:-2])
+        (tmp_path / "empty").write_bytes(b"")
         (tmp_path / "text").write_text("hello")
-        with pytest.raises(ValueError, match="path: expected a safetensors file"):
-            checkpoint.load(tmp_path / "text")
-        save_file({"x": torch.zeros(1)}, tmp_path / "other")
-        with pytest.raises(ValueError, match="path: expected a checkpoint of format loupe-1, got None"):
-            checkpoint.load(tmp_path / "other")
-        (tmp_path / "cut").write_bytes((tmp_path / "other").read_bytes()[:-2])
-        with pytest.raises(ValueError, match="path: expected a safetensors file"):
-            checkpoint.load(tmp_path / "cut")
+        (tmp_path / "folder").mkdir()
+        for name, error in (
+            ("cut", ValueError),
+            ("empty", ValueError),
+            ("text", ValueError),
+            ("folder", OSError),
+            ("absent", FileNotFoundError),
+            ("text/absent", OSError),
+        ):
+            with pytest.raises(error, match="path: expected a ") as caught:
+                checkpoint.load(tmp_path / name)
+            assert_one_line(caught.value, tmp_path / name)
+        with pytest.raises(TypeError, match=r"path: expected a str or os.PathLike, got int"):
+            checkpoint.load(3)
 
 
 class TestLoop:
@@ -286,6 +443,13 @@ class TestTask:
             assert getattr(learned, name)().item() != pytest.approx(20, rel=1e-4)
             assert getattr(fixed, name)().item() == pytest.approx(20, rel=1e-6)
 
+    def test_temperatures_leave_their_cap(self):
+        config = SMALL.but(scale=60.0, scale_cap=60.0, weight_decay=0.0, steps=4)
+        local = trained(config).task.scale_local
+        assert 1 < local().item() < 59.9
+        fixed = trained(config.but(learn_scale=False, steps=1)).task.scale_local
+        assert fixed().item() == 60
+
     @pytest.mark.parametrize("source", ["exact", "sampled", "unsil"])
     def test_the_sources_of_fsa(self, source):
         task = Task(SMALL.but(fsa_source=source, boxes=0.0, fsa_coalitions=2), len(scenes().pairs.vocabulary))
@@ -341,40 +505,121 @@ class TestTask:
 class TestConfig:
     def test_yaml_gives_back_what_was_written(self, tmp_path):
         config = SMALL.but(name="a: b", lr=1e-5, negatives=False)
-        config.save(tmp_path / "config.yaml")
-        assert Config.load(tmp_path / "config.yaml") == config
+        for path in (tmp_path / "config.yaml", str(tmp_path / "folder" / "config.yaml")):
+            config.save(path)
+            assert Config.load(path) == config
         assert Config.from_yaml("") == Config()
         assert Config.from_yaml("steps: 5\ncmc: 2") == Config(steps=5, cmc=2)
 
     @pytest.mark.parametrize(
         ("text", "error", "message"),
         [
-            ("step: 5\nwidht: 3", ValueError, "config: expected names of Config's fields, got step, widht"),
+            ("step: 5\nwidht: 3\nx: 1", ValueError, r"got step \(nearest: steps\), widht \(nearest: width\), x$"),
             ("[1, 2]", ValueError, "config: expected a mapping of names to values, got list"),
+            ("hello", ValueError, "config: expected a mapping of names to values, got 'hello'"),
             ("steps: 5.0", TypeError, "steps: expected int, got 5.0"),
             ("steps: true", TypeError, "steps: expected int, got True"),
             ("lr: true", TypeError, "lr: expected float, got True"),
             ("lr: fast", TypeError, "lr: expected float, got 'fast'"),
+            ("lr: '3e-3'", TypeError, "lr: expected float, got '3e-3'"),
+            ("steps: 1:30", TypeError, "steps: expected int, got '1:30'"),  # YAML 1.1 has it for 90
             ("negatives: 1", TypeError, "negatives: expected bool, got 1"),
             ("name: 3", TypeError, "name: expected str, got 3"),
             ("precision: half", ValueError, "precision: expected .* got 'half'"),
             ("fsa_source: best", ValueError, r"fsa_source: expected one of \('exact', .* got 'best'"),
-            ("fsa_coalitions: 0", ValueError, "fsa_coalitions: expected at least 1, got 0"),
             ("unsil_targets: unsil", ValueError, r"unsil_targets: expected one of \('sampled', .* got 'unsil'"),
-            ("unsil_threshold: 0", ValueError, "unsil_threshold: expected a positive number, got 0"),
-            ("unsil_check: 0", ValueError, "unsil_check: expected at least 1, got 0"),
-            ("steps: 0", ValueError, "steps: expected at least 1, got 0"),
-            ("batch: -1", ValueError, "batch: expected at least 1, got -1"),
-            ("box_images: 0", ValueError, "box_images: expected at least 1, got 0"),
-            ("width: 10", ValueError, "width: expected a multiple of .* 4 heads, got 10"),
-            ("fsa: -1", ValueError, "fsa: expected a weight, 0 or more, got -1"),
-            ("sparse_grouping: -1", ValueError, "sparse_grouping: expected a weight, 0 or more, got -1"),
-            ("scale: 0", ValueError, r"scale: expected above 0, at most scale_cap \(60.0\), got 0"),
-            ("cmc: .nan", ValueError, "cmc: expected a weight, 0 or more, got nan"),
+            ("width: 10", ValueError, "width: expected a multiple of 4, got 10"),
+            ("scale: 61", ValueError, r"scale: expected at most scale_cap \(60.0\), got 61"),
+            ("scale: 101\nscale_cap: 200", ValueError, "scale: expected .* at most 100, got 101"),
             ("{cmc: 0, region_phrase: 0, fsa: 0, boxes: 0}", ValueError, "cmc, .* boxes: expected one above 0"),
             ("train_size: 63", ValueError, r"train_size: expected at least a batch \(64\), got 63"),
+            ("lr: 1e-3\nlr: 1e-2", ValueError, r"config: expected each name once, got 'lr' again \(line 2\)"),
+            ("lr: 1\n---\nlr: 2", ValueError, "expected a single plain value, got mapping"),
+            ("name: !!python/object:os.system x", ValueError, "name: expected a single plain value, got a tag"),
         ],
     )
     def test_bad_values_are_named(self, text, error, message):
         with pytest.raises(error, match=message):
             Config.from_yaml(text)
+
+    @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Config)])
+    def test_every_field_has_a_range(self, name):
+        kind = type(getattr(Config(), name))
+        if kind is bool:
+            bad: list[typing.Any] = [1, 0.0, "true", None]
+        elif kind is str:
+            bad = [3, None, ["tiny"], "a\nb", "\0", "a" * 5000]
+            bad += ["other"] if name in CHOICES else ["2-0", "", "2-x", "9999"] if name == "swin_depths" else []
+        else:
+            least, most = RANGES[name]
+            bad = [least - 1, -1, math.nan, math.inf, -math.inf, 10**400, 10**5000, "1", None, True]
+            bad += [least] * (name in ABOVE) + [most] * (name in BELOW) + [most + 1] * (most < math.inf)
+            bad += [1.5] * (kind is int)
+        for value in bad:
+            with pytest.raises((ValueError, TypeError), match=f"^{name}: expected .* got ") as caught:
+                Config().but(**{name: value})
+            assert len(str(caught.value)) < 300
+
+    def test_numbers_of_any_library_are_kept_as_python_has_them(self):
+        config = Config(steps=np.int64(5), lr=np.float32(0.5), cmc=2)
+        assert (type(config.steps), type(config.lr), type(config.cmc)) == (int, float, float)
+        assert Config.from_yaml(config.to_yaml()) == config
+
+    @pytest.mark.parametrize(
+        ("text", "changes"),
+        [
+            ("lr: 3e-3", {"lr": 3e-3}),
+            ("lr: 3E-3\nclip: 1.", {"lr": 3e-3, "clip": 1}),
+            ("lr: .5\nsteps: +7", {"lr": 0.5, "steps": 7}),
+            ("train_size: 20_000\nseed: 010", {"train_size": 20_000, "seed": 10}),
+            ("negatives: no\nlearn_scale: False", {"negatives": False, "learn_scale": False}),
+            ("name: 2024-01-01  # a date\n", {"name": "2024-01-01"}),
+            ("name: 'on'", {"name": "on"}),
+            ("{cmc: 2, name: a}", {"cmc": 2.0, "name": "a"}),
+        ],
+    )
+    def test_yaml_is_read_as_people_write_it(self, text, changes):
+        assert Config.from_yaml(text) == Config(**changes)
+
+    @pytest.mark.parametrize(
+        "name", ["1e3", "08", "on", "~", ".nan", "1_0", "0x1", "1:30", "", " a ", "'", "é", "a: #b"]
+    )
+    def test_any_name_comes_back(self, name):
+        assert Config.from_yaml(Config(name=name).to_yaml()).name == name
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "\n".join([f"k{i}: &k{i} [{', '.join([f'*k{i - 1}' if i else 'x'] * 9)}]" for i in range(9)]),
+            "steps: " + "[" * 20_000,
+            "{" * 20_000,
+            "? " * 20_000,
+            "steps: " + "9" * 20_000,
+            "\n".join(f"k{i}: 1" for i in range(2000)),
+            "name: [1",
+            "name: @x",
+            "\tname: x",
+            "name: \0",
+            "a" * 2**17,
+        ],
+    )
+    def test_yaml_of_any_size_and_depth_is_refused_in_one_line(self, text, tmp_path):
+        path = tmp_path / "config.yaml"
+        path.write_text(text)
+        for read in (lambda: Config.from_yaml(text), lambda: Config.load(str(path))):
+            with pytest.raises((ValueError, TypeError)) as caught:
+                read()
+            assert len(str(caught.value)) < 400
+            assert "\n" not in str(caught.value)
+        assert str(path) in str(caught.value)
+
+    def test_files_that_are_no_text(self, tmp_path):
+        (tmp_path / "bytes").write_bytes(b"name: \xff")
+        with pytest.raises(ValueError, match=r"path: expected text in UTF-8, got other bytes in .*bytes"):
+            Config.load(tmp_path / "bytes")
+        with pytest.raises(OSError, match=str(tmp_path)):
+            Config.load(tmp_path)
+
+    def test_an_unknown_change_is_told_the_nearest(self):
+        with pytest.raises(ValueError, match=r"config: expected names of Config's fields, got step \(nearest: steps\)"):
+            Config().but(step=3)

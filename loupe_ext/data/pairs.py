@@ -1,5 +1,8 @@
 """Image-caption pairs, and what only evaluation may see: the true boxes of phrases and objects."""
 
+import hashlib
+import json
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -76,9 +79,9 @@ class Vocabulary:
         return cls([UNKNOWN, *(word for _, word in common)])
 
     @classmethod
-    def read(cls, path: Path) -> "Vocabulary":
+    def read(cls, path: str | os.PathLike[str]) -> "Vocabulary":
         """BERT's `vocab.txt`, one piece a line, the same ids: the first is "[PAD]"."""
-        first, *words = path.read_text(encoding="utf-8").splitlines() or [""]
+        first, *words = Path(path).read_text(encoding="utf-8").splitlines() or [""]
         if first != "[PAD]":
             raise ValueError(f"path: expected a first line [PAD], got {first!r} in {path}")
         return cls(words)
@@ -178,6 +181,19 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def fingerprint(self) -> dict[str, str]:
+        """A line about each field, the same for the same content only: its dtype and shape, and a hash."""
+        lines = {}
+        for name in ("images", "words", "spans", "phrase_lengths"):
+            value: Tensor = getattr(self, name)
+            digest = hashlib.blake2b(digest_size=12)
+            for rows in value.split(64):
+                digest.update(rows.cpu().numpy().tobytes())
+            lines[name] = f"{str(value.dtype)[6:]} {list(value.shape)} {digest.hexdigest()}"
+        words = json.dumps(self.vocabulary.words).encode()
+        digest = hashlib.blake2b(words, digest_size=12)
+        return {**lines, "vocabulary": f"{len(self.vocabulary.words)} words {digest.hexdigest()}"}
 
     def batch(self, indices: Tensor | slice) -> Batch:
         return Batch(self.images[indices], self.words[indices], self.spans[indices], self.phrase_lengths[indices])

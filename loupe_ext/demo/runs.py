@@ -169,13 +169,15 @@ def perform_all(
 
 
 def _forget_other(run: Run, out: Path) -> None:
-    """Remove a checkpoint of another configuration that stands where this run's would."""
+    """Remove a checkpoint of another configuration or an older format that stands where this run's would."""
     from loupe_ext.train import checkpoint
 
     path = checkpoint_path(out, run)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and checkpoint.load(path).config != run.config:
-        path.unlink()
+    if path.exists():
+        found = checkpoint.load(path)
+        if found.config != run.config or found.data is None:
+            path.unlink()
 
 
 def _relay(messages: Any, display: Any) -> None:

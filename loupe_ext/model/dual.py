@@ -1,5 +1,6 @@
 """The dual encoder: image and text in one space, from the whole down to patches, words, regions and phrases."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from loupe_ext.data.pairs import Batch
 from loupe_ext.model.image import PATCH, ImageEncoder
 from loupe_ext.model.regions import RegionHead, box_features, propose
 from loupe_ext.model.text import TextEncoder, phrase_of_words
+
+GLOBAL_CAP = 100.0  # of the inverse temperature of whole images and captions
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class TextFeatures:
 
 
 class Scale(nn.Module):
-    """A learned inverse temperature."""
+    """A learned inverse temperature of at most `cap`. Call `bound` after each optimiser step."""
 
     def __init__(self, start: float, cap: float) -> None:
         super().__init__()
@@ -58,6 +61,13 @@ class Scale(nn.Module):
 
     def forward(self) -> Tensor:
         return self.log.exp().clamp(max=self.cap)
+
+    @torch.no_grad()
+    def bound(self) -> None:
+        """Bring a parameter that a step took beyond the cap back, where its gradient is not 0; a fixed one stays."""
+        if self.log.requires_grad:
+            most = math.log(self.cap)
+            self.log.clamp_(max=most - 1e-6 * max(1.0, abs(most)))  # a hair below, however `exp` rounds
 
 
 class DualEncoder(nn.Module):

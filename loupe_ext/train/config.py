@@ -1,15 +1,19 @@
 """What a run is: data, model, objective and optimisation, with presets and YAML."""
 
+import difflib
 import math
+import os
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
+from loupe_ext._checks import check_int, check_number, shown
 from loupe_ext._io import write
-from loupe_ext.extras import needs
+from loupe_ext.model.dual import GLOBAL_CAP
 from loupe_ext.model.pretrained import swin_unit
 from loupe_ext.ops.region import GAMES
+from loupe_ext.train.flat_yaml import LONGEST, read_flat, write_flat
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "image_encoder": ("conv", "swin"),
@@ -21,6 +25,27 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "regions": ("windows", "proposals"),
     "precision": ("auto", "float32", "bfloat16"),
 }
+LOSSES = ("cmc", "late_interaction", "sparse_grouping", "region_phrase", "fsa", "tsa", "boxes")
+MANY, WIDE, DEEP = 2**31 - 1, 2**16, 1000
+
+# The least and the most of each number. The floats in ABOVE lie above their least, those in BELOW below their most.
+RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),
+    "warmup": (0, MANY),
+    "blocks": (0, DEEP),
+    "bert_layers": (1, DEEP),
+    "tsa_samples": (2, MANY),
+    "scale": (0, GLOBAL_CAP),
+    **dict.fromkeys(("width", "dim", "swin_width", "swin_side", "bert_width"), (1, WIDE)),
+    **dict.fromkeys(("train_size", "steps", "batch", "window", "window_stride"), (1, MANY)),
+    **dict.fromkeys(("fsa_coalitions", "unsil_check", "box_images", "proposals"), (1, MANY)),
+    **dict.fromkeys((*LOSSES, "lr", "weight_decay", "clip", "box_colour"), (0, math.inf)),
+    **dict.fromkeys(("fsa_temperature", "unsil_threshold", "scale_cap"), (0, math.inf)),
+    **dict.fromkeys(("box_threshold", "overlap", "beta1", "beta2"), (0, 1)),
+}
+ABOVE = ("clip", "fsa_temperature", "unsil_threshold", "scale", "scale_cap")
+BELOW = ("box_threshold", "beta1", "beta2")
+MULTIPLES = {"width": 4, "swin_width": 32, "bert_width": 64}  # the text encoder's heads; a head each of Swin and BERT
 
 
 @dataclass(frozen=True)
@@ -92,80 +117,105 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            kind = type(field.default)
-            if type(value) is not kind and not (kind is float and type(value) is int):
-                raise TypeError(f"{field.name}: expected {kind.__name__}, got {value!r}")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}: expected one of {choices}, got {getattr(self, name)!r}")
-        if not 0 < self.unsil_threshold < math.inf:
-            raise ValueError(f"unsil_threshold: expected a positive number, got {self.unsil_threshold}")
-        counts = ("fsa_coalitions", "unsil_check")
-        for name in ("train_size", "width", "dim", "proposals", "batch", "steps", "box_images", *counts):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.width % 4:
-            raise ValueError(f"width: expected a multiple of the text encoder's 4 heads, got {self.width}")
-        weights = ("cmc", "late_interaction", "sparse_grouping", "region_phrase", "fsa", "tsa", "boxes")
-        for name in weights:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: expected a weight, 0 or more, got {getattr(self, name)}")
-        if not any(getattr(self, name) for name in weights):
-            raise ValueError(f"{', '.join(weights)}: expected one above 0")
-        if not 0 < self.scale <= self.scale_cap:
-            raise ValueError(f"scale: expected above 0, at most scale_cap ({self.scale_cap}), got {self.scale}")
+            value = _checked(field.name, type(field.default), getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+        for name, unit in (*MULTIPLES.items(), ("swin_side", swin_unit(len(self.swin_stages)))):
+            if getattr(self, name) % unit:
+                raise ValueError(f"{name}: expected a multiple of {unit}, got {getattr(self, name)}")
+        if not any(getattr(self, name) for name in LOSSES):
+            raise ValueError(f"{', '.join(LOSSES)}: expected one above 0")
+        if self.scale > self.scale_cap:
+            raise ValueError(f"scale: expected at most scale_cap ({self.scale_cap}), got {self.scale}")
         if self.train_size < self.batch:
             raise ValueError(f"train_size: expected at least a batch ({self.batch}), got {self.train_size}")
-        for name, unit in (
-            ("swin_width", 32),
-            ("swin_side", swin_unit(len(self.swin_stages))),
-            ("bert_width", 64),
-            ("bert_layers", 1),
-        ):
-            if getattr(self, name) < 1 or getattr(self, name) % unit:
-                raise ValueError(f"{name}: expected a multiple of {unit}, got {getattr(self, name)}")
 
     @property
     def swin_stages(self) -> tuple[int, ...]:
         """The blocks of each stage of Swin."""
-        if not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)*", self.swin_depths):
-            raise ValueError(f"swin_depths: expected the blocks of each stage, as 2-2-18-2, got {self.swin_depths!r}")
+        if not re.fullmatch(r"[1-9][0-9]{0,2}(-[1-9][0-9]{0,2}){0,5}", self.swin_depths):
+            raise ValueError(
+                f"swin_depths: expected the blocks of each stage, as 2-2-18-2, got {shown(self.swin_depths)}"
+            )
         return tuple(int(blocks) for blocks in self.swin_depths.split("-"))
 
     @classmethod
     def preset(cls, name: str) -> "Config":
         """The configuration of a name: "tiny", "small" or "paper"; see `PRESETS`."""
-        if name not in PRESETS:
-            raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
+        if not isinstance(name, str) or name not in PRESETS:
+            raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {shown(name)}")
         return cls(name=name, **PRESETS[name])
 
     def but(self, **changes: Any) -> "Config":
+        """The same with other values of some fields. Raises as `Config` does, and ValueError for an unknown field."""
+        _check_names(changes)
         return replace(self, **changes)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the configuration as YAML, in one piece."""
         write(path, self.to_yaml())
 
     def to_yaml(self) -> str:
-        with needs("pyyaml"):
-            import yaml
-        return yaml.safe_dump(asdict(self), sort_keys=False)
+        """`name: value` lines. Raises ImportError without pyyaml."""
+        return write_flat(asdict(self))
 
     @classmethod
     def from_yaml(cls, text: str) -> "Config":
-        with needs("pyyaml"):
-            import yaml
-        values = yaml.safe_load(text) or {}
-        if not isinstance(values, dict):
-            raise ValueError(f"config: expected a mapping of names to values, got {type(values).__name__}")
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise ValueError(f"config: expected names of Config's fields, got {', '.join(map(str, unknown))}")
+        """The configuration of `name: value` lines; what they leave out is as in `tiny`.
+
+        Numbers may be written in any usual way: 3e-3, 0.003, 20_000.
+
+        Raises:
+            ValueError, TypeError: it is no such text, or names an unknown field or a bad value.
+            ImportError: pyyaml is missing.
+        """
+        values = read_flat("config", text)
+        _check_names(values)
         return cls(**values)
 
     @classmethod
-    def load(cls, path: Path) -> "Config":
-        return cls.from_yaml(path.read_text())
+    def load(cls, path: str | os.PathLike[str]) -> "Config":
+        """Read a file of `from_yaml`'s text. Raises as it does, naming the file, and OSError."""
+        with open(path, "rb") as file:
+            content = file.read(LONGEST + 1)
+        try:
+            return cls.from_yaml(content.decode())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"path: expected text in UTF-8, got other bytes in {os.fspath(path)}") from error
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"{error} (in {os.fspath(path)})") from error
+
+
+def _checked(name: str, kind: type, value: object) -> Any:
+    """The value, if it is of its field's type, and in its range."""
+    if name in RANGES:
+        least, most = RANGES[name]
+        try:
+            if kind is int:
+                return check_int(name, value, int(least), int(most))
+            number = check_number(name, value, least, most, above=name in ABOVE)
+        except TypeError:
+            raise TypeError(f"{name}: expected {kind.__name__}, got {shown(value)}") from None
+        if name in BELOW and number == most:
+            raise ValueError(f"{name}: expected a number below {most}, got {number}")
+        return number
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected {kind.__name__}, got {shown(value)}")
+    if name in CHOICES and value not in CHOICES[name]:
+        raise ValueError(f"{name}: expected one of {CHOICES[name]}, got {shown(value)}")
+    if isinstance(value, str) and (len(value) > 4096 or not value.isprintable()):
+        raise ValueError(f"{name}: expected at most 4096 printable characters, got {shown(value)}")
+    return value
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Raise for names that no field has, with the nearest that one has."""
+    known = [field.name for field in fields(Config)]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        near = [(shown(name)[1:-1], difflib.get_close_matches(name[:100], known, 1)) for name in unknown[:5]]
+        got = ", ".join(name + (f" (nearest: {names[0]})" if names else "") for name, names in near)
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise ValueError(f"config: expected names of Config's fields, got {got}{more}")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

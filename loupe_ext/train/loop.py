@@ -1,14 +1,17 @@
 """The training loop: captioned images in, a trained task out, the same numbers each time."""
 
 import math
+import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from loupe_ext._checks import check_int, shown
+from loupe_ext._io import check_path
 from loupe_ext.data.pairs import Pairs
 from loupe_ext.train import checkpoint
 from loupe_ext.train.config import Config
@@ -51,9 +54,10 @@ def train(
     config: Config,
     *,
     device: torch.device | str = "cpu",
-    path: Path | None = None,
+    path: str | os.PathLike[str] | None = None,
     save_every: int = 200,
     report: Callable[[Progress], None] | None = None,
+    extend: bool = False,
 ) -> Trained:
     """Train `config` on captioned images; no box is in reach.
 
@@ -62,19 +66,27 @@ def train(
         config: the run.
         device: where to train. The model starts from the same weights on each, but rounds differently.
         path: a checkpoint file. If it exists, the run goes on from there, exactly as if it had never stopped; it is
-            written every `save_every` steps and at the end.
+            written every `save_every` steps and at the end. One without its optimiser or the fingerprint of its data
+            (format loupe-1) is refused.
         report: called after each step.
+        extend: go on from a checkpoint of fewer `steps`, finished or not, with the learning rates that the new `steps`
+            give. Where nothing is there yet it changes nothing.
 
     Raises:
         TypeError: `pairs` are something else, such as scenes with their boxes.
-        ValueError: the checkpoint at `path` is of another run, or torch has no such device here.
+        ValueError: the checkpoint at `path` is of another run or other data (the message says what differs), or torch
+            has no such device here.
         FloatingPointError: the loss is no longer finite.
     """
     if not isinstance(pairs, Pairs):
         raise TypeError(f"pairs: expected Pairs, got {type(pairs).__name__}")
     if len(pairs) < config.batch:
         raise ValueError(f"pairs: expected at least a batch of {config.batch}, got {len(pairs)}")
+    save_every = check_int("save_every", save_every, 1, 2**31)
     device = _device(device)
+    path = None if path is None else check_path("path", path)
+    data = {} if path is None else pairs.fingerprint()
+    found = None if path is None or not path.exists() else _found(path, config, data, extend)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         task = Task(config, len(pairs.vocabulary)).to(device)
@@ -83,12 +95,13 @@ def train(
     )
     first, history = 0, {"loss": torch.full((config.steps,), torch.nan)}
     seconds = torch.full((config.steps,), torch.nan)
-    if path is not None and path.exists():
-        found = checkpoint.load(path)
-        if found.config != config or found.vocabulary.words != pairs.vocabulary.words:
-            raise ValueError(f"path: expected a checkpoint of this run, got one of another configuration in {path}")
+    if found is not None:
         found.restore(task, optimizer)
-        first, history, seconds = found.step, found.history, found.tensors.get("seconds", seconds)
+        first = found.step
+        for name, values in found.history.items():
+            history.setdefault(name, torch.full((config.steps,), torch.nan))[:first] = values[:first]
+        seconds[:first] = found.tensors.get("seconds", seconds)[:first]
+    task.bound_scales()
     start = time.perf_counter()
     for step in range(first, config.steps):
         begun = time.perf_counter()
@@ -97,11 +110,34 @@ def train(
         for name, value in losses.items():
             history.setdefault(name, torch.full((config.steps,), torch.nan))[step] = value
         if path is not None and ((step + 1) % save_every == 0 or step + 1 == config.steps):
-            checkpoint.save(path, task, pairs.vocabulary, step + 1, history, optimizer, seconds)
+            checkpoint.save(path, task, pairs.vocabulary, step + 1, history, optimizer, seconds, data)
         if report is not None:
             pace = (time.perf_counter() - start) / (step + 1 - first)
             report(Progress(step + 1, config.steps, losses, config.batch / pace, pace * (config.steps - step - 1)))
     return Trained(task.eval(), history, seconds.nanmedian().item())
+
+
+def _found(path: Path, config: Config, data: dict[str, str], extend: bool) -> checkpoint.Checkpoint:
+    """The checkpoint to go on from, if it is of this configuration and of the data with this fingerprint."""
+    found = checkpoint.load(path)
+    if found.data is None:
+        raise ValueError(f"path: expected a checkpoint that says what data it was trained on, got none in {path}")
+    if "loss" not in found.history:
+        raise ValueError(f"path: expected a checkpoint with the history of the loss, got none in {path}")
+    old = asdict(found.config) | found.data
+    if extend and old["steps"] < config.steps:
+        old["steps"] = config.steps
+    new = asdict(config) | data
+    clauses = [
+        f"{name}: expected {shown(value)} as in {path}, got {shown(new[name])}"
+        + (" (extend=True goes on with more steps)" if name == "steps" and value < new[name] else "")
+        for name, value in old.items()
+        if value != new[name]
+    ]
+    if clauses:
+        more = f"; and {len(clauses) - 5} more" if len(clauses) > 5 else ""
+        raise ValueError("; ".join(clauses[:5]) + more)
+    return found
 
 
 def _device(device: torch.device | str) -> torch.device:
@@ -129,4 +165,5 @@ def _step(task: Task, optimizer: torch.optim.Optimizer, pairs: Pairs, step: int)
         if not math.isfinite(norm.item()):
             raise FloatingPointError(f"the gradient's norm is {norm.item()} at step {step} ({values})")
     optimizer.step()
+    task.bound_scales()
     return values

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from loupe_ext import boxes_to_regions, losses, region_interactions
 from loupe_ext.data.pairs import Batch
-from loupe_ext.model.dual import DualEncoder, ImageFeatures, Scale, TextFeatures
+from loupe_ext.model.dual import GLOBAL_CAP, DualEncoder, ImageFeatures, Scale, TextFeatures
 from loupe_ext.model.heat import heat_boxes, heat_maps, sharpened
 from loupe_ext.model.pretrained import BertEncoder, SwinEncoder
 from loupe_ext.model.regions import centres, window_features
@@ -28,7 +28,7 @@ class Task(nn.Module):
         self.config = config
         image, text = _encoders(config, vocabulary, pretrained)
         self.encoder = DualEncoder(vocabulary, config.width, config.dim, config.blocks, image, text)
-        self.scale_global = Scale(config.scale, 100.0)
+        self.scale_global = Scale(config.scale, GLOBAL_CAP)
         self.scale_local = Scale(config.scale, config.scale_cap)
         for scale in (self.scale_global, self.scale_local):
             scale.requires_grad_(config.learn_scale)
@@ -146,6 +146,11 @@ class Task(nn.Module):
             alignment = self.scale_local() * shares @ text.pooled[..., None]
             estimate = self.tsa_unsil(shares, text.pooled[:, None], alignment, compute)
         return masks.sum(-1), estimate._replace(interactions=estimate.interactions[..., 0])
+
+    def bound_scales(self) -> None:
+        """Keep the inverse temperatures within their caps: before the first step, and after each."""
+        self.scale_global.bound()
+        self.scale_local.bound()
 
     def parts(self) -> list[list[nn.Parameter]]:
         """The parameters of the model, and of each interaction learner: none's gradient clips another's."""
