@@ -7,6 +7,9 @@ import torch
 from torch.nn.functional import normalize
 
 from loupe_ext import data
+from loupe_ext.data import Pairs, Vocabulary
+from loupe_ext.model.dual import DualEncoder
+from loupe_ext.model.pretrained import BertEncoder
 from loupe_ext.model.regions import box_iou
 from loupe_ext.train import Config, Task
 from loupe_ext.zeroshot import evaluate as evaluation
@@ -190,13 +193,40 @@ class TestPrompts:
         got = encode_prompts(task.encoder, tuple(phrases), pairs.vocabulary)
         torch.testing.assert_close(got, text.phrases[text.phrase_mask].detach())
 
-    @pytest.mark.parametrize("prompts", [(), ("a red star", "")])
-    def test_empty_prompts(self, prompts):
-        with pytest.raises(ValueError, match="prompts: expected a prompt or more"):
+    @pytest.mark.parametrize("kind", ["words", "word pieces", "BERT"])
+    def test_a_prompt_is_what_the_same_text_is_as_a_caption(self, kind):
+        texts = ["A Red Dog", "a big cat", "A Caf\u00e9"]
+        vocabulary = Vocabulary.of(texts)
+        if kind != "words":
+            pytest.importorskip("transformers", reason="the extra `paper` is not installed")
+            vocabulary = Vocabulary(["[UNK]", "[CLS]", "[SEP]", "a", "red", "dog", "big", "c", "##at", "cafe"])
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            text = BertEncoder(len(vocabulary), width=64, layers=1) if kind == "BERT" else None
+            encoder = DualEncoder(len(vocabulary), 16, 16, text=text).eval().requires_grad_(False)
+        pairs = Pairs.from_captions(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), texts, vocabulary)
+        want = encoder.encode_text(pairs.batch(slice(None))).phrases[:, 0]
+        got = encode_prompts(encoder, texts, vocabulary)
+        torch.testing.assert_close(got, want)
+        assert (got @ got.T).fill_diagonal_(0).max() < 0.999  # three phrases, none unknown
+        torch.testing.assert_close(
+            encode_prompts(encoder, ["a RED dog", "A big cat", "a Cafe\u0301"], vocabulary), want
+        )
+
+    @pytest.mark.parametrize(
+        ("prompts", "error", "message"),
+        [
+            ((), ValueError, "prompts: expected a prompt or more, got none"),
+            (("a red star", ""), ValueError, r"prompts\[1\]: expected a word or more, got ''"),
+            ("a red star", TypeError, "prompts: expected a sequence of str"),
+        ],
+    )
+    def test_prompts_that_are_none(self, prompts, error, message):
+        with pytest.raises(error, match=message):
             encode_prompts(self.task().encoder, prompts, self.scenes.pairs.vocabulary)
 
     def test_an_unknown_word(self):
-        with pytest.raises(ValueError, match="expected words of the vocabulary, got 'dog'"):
+        with pytest.raises(ValueError, match=r"prompts\[0\]: expected words of the vocabulary, got 'dog'"):
             encode_prompts(self.task().encoder, ("a dog",), self.scenes.pairs.vocabulary)
 
     def test_scores_are_of_cosine_and_confidence(self):

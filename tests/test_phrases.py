@@ -1,7 +1,9 @@
 """Noun phrases by rules and by spaCy, and pairs from raw captions."""
 
+import random
 import re
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,12 @@ class TestTokens:
     def test_words_and_marks(self, text, want):
         assert [token.text for token in tokens(text)] == want
         assert all(text[token.start : token.end] == token.text for token in tokens(text))
+
+    def test_what_is_not_seen_makes_no_word_and_parts_none(self):
+        text = "\x00The\u200b foot\u00adball\ufffd \ue000 \u200bdog\u200d's \u2764\ufe0f\U000e0001"
+        assert [token.text for token in tokens(text)] == ["The", "football", "dog's", "\u2764"]
+        assert [text[token.start] for token in tokens(text)] == ["T", "f", "d", "\u2764"]
+        assert Vocabulary.of([text]).encode(text) == Vocabulary.of([text]).encode("the football dog's \u2764")
 
     def test_phrase_at_takes_the_words_that_its_characters_touch(self):
         text = "  a red dog , a cat"
@@ -238,22 +246,8 @@ class TestPairs:
         assert seen.words == ("[UNK]", "a", "dog")
         pairs = Pairs.from_captions(self.images(1), ["a zebra"], seen)
         assert pairs.caption(0) == "a [UNK]"
-        with pytest.raises(ValueError, match="text: expected words of the vocabulary, got 'zebra'"):
+        with pytest.raises(ValueError, match=r"captions\[0\]: expected words of the vocabulary, got 'zebra'"):
             Pairs.from_captions(self.images(1), ["a zebra"], Vocabulary(["a"]))
-
-    def test_word_pieces_as_in_bert(self, tmp_path):
-        listed = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "zeb", "##ra", "##r", "-", "cafe", "##s", "like"]
-        (tmp_path / "vocab.txt").write_text("\n".join(listed))
-        vocabulary = Vocabulary.read(tmp_path / "vocab.txt")
-        assert [vocabulary.pieces(word)[0] for word in listed[1:]] == list(range(1, len(listed)))
-        pairs = Pairs.from_captions(self.images(1), ["a zebra-like Caf\u00e9s xyz"], vocabulary)
-        assert pairs.caption(0) == "[CLS] a zeb ##ra - like cafe ##s [UNK] [SEP]"
-        assert pairs.phrases(0) == ["a zeb ##ra - like cafe ##s [UNK]"]
-        short = Pairs.from_captions(self.images(1), ["a zebra-like Caf\u00e9s xyz"], vocabulary, longest=5)
-        assert short.caption(0) == "[CLS] a zeb ##ra [SEP]"
-        (tmp_path / "other").write_text("a\nb")
-        with pytest.raises(ValueError, match=r"path: expected a first line \[PAD\], got 'a'"):
-            Vocabulary.read(tmp_path / "other")
 
     def test_a_long_caption_is_cut_and_phrases_with_it(self):
         pairs = Pairs.from_captions(self.images(2), ["the cat on a mat " * 1000, "of " * 70 + "a cat"], longest=8)
@@ -274,9 +268,11 @@ class TestPairs:
         [
             ("ab", {}, TypeError, "captions: expected a sequence of str"),
             (["a", 3], {}, TypeError, "captions: expected a sequence of str"),
-            (["a"], {}, ValueError, r"captions: expected one an image \(2\), got 1"),
+            (["a"], {}, ValueError, r"captions: expected one per image \(2\), got 1"),
             (["a", "  "], {}, ValueError, r"captions\[1\]: expected a word or more, got '  '"),
             (["a", "b"], {"longest": 0}, ValueError, "longest: expected room for a word, got 0"),
+            (["a", "b"], {"longest": 2.5}, TypeError, "longest: expected an int, got float"),
+            (["a", "b\ud800"], {}, ValueError, r"captions\[1\]: expected Unicode text, got a lone surrogate at 1"),
         ],
     )
     def test_bad_captions(self, captions, options, error, message):
@@ -287,8 +283,94 @@ class TestPairs:
         def invents(text):
             return [phrase_at("a b c", tokens("a b c"), 0, 5)]
 
-        with pytest.raises(ValueError, match="chunker: expected phrases of the 2 words of 'a b'"):
+        with pytest.raises(ValueError, match="chunker: expected phrases of the 3 characters of 'a b'"):
             Pairs.from_captions(self.images(1), ["a b"], chunker=invents)
 
     def test_none_at_all(self):
         assert len(Pairs.from_captions(self.images(0), [])) == 0
+
+
+def written(path: Path, *words: str) -> Vocabulary:
+    """A vocabulary of BERT's kind, through its file."""
+    pytest.importorskip("tokenizers", reason="the extra `paper` is not installed")
+    path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words]) + "\n", encoding="utf-8")
+    return Vocabulary.read(path)
+
+
+class TestVocabulary:
+    @pytest.mark.parametrize("capitals", [(), ("A", "##B")])
+    def test_ids_are_those_of_tokenizers(self, tmp_path, capitals):
+        letters = [c for c in "abcdefghijklmnopqrstuvwxyz0123456789\u6771\u4eac\u00e9\u00df\u0131\u03c3\u302e"]
+        vocabulary = written(
+            tmp_path / "vocab.txt", *letters, *(f"##{c}" for c in letters), "the", *"[].,'-!$+~", "[MASK]", *capitals
+        )
+        from tokenizers import BertWordPieceTokenizer
+
+        want = BertWordPieceTokenizer(str(tmp_path / "vocab.txt"), lowercase=not capitals)
+        rng = random.Random(0)
+        kinds = [
+            lambda: rng.choice("abcABC the\u00c9\u0130\u6771\u4eac\u3000\ufffd\u200d\u00ad\ue000\u302e\u2028"),
+            lambda: chr(rng.randrange(128)),
+            lambda: chr(rng.randrange(0x300, 0x370)),
+            lambda: chr(rng.randrange(0x3400)),
+            lambda: chr((rng.randrange(0x110000 - 0x800) + 0xE000) % 0x110000),  # no surrogates
+            lambda: rng.choice(["[CLS]", "[MASK]", "e\u0301", "x" * 100, "x" * 101, "\U0001f469\u200d\U0001f680"]),
+        ]
+        for _ in range(10_000):
+            text = "".join(rng.choice(kinds)() for _ in range(rng.randrange(12)))
+            located = vocabulary.located(text)
+            assert [i for i, _ in located] == want.encode(text).ids, ascii(text)
+            assert all(a <= b for (_, a), (_, b) in pairwise(located)), ascii(text)
+
+    def test_word_pieces(self, tmp_path):
+        vocabulary = written(
+            tmp_path / "v", "a", "zeb", "##ra", "-", "cafe", "##s", "like", "\u6771", "\u4eac", "##\u4eac"
+        )
+        for text, want in [
+            ("a zebra-like Caf\u00e9s xyz", "[CLS] a zeb ##ra - like cafe ##s [UNK] [SEP]"),
+            ("Cafe\u0301s", "[CLS] cafe ##s [SEP]"),
+            ("\u6771\u4eac", "[CLS] \u6771 \u4eac [SEP]"),
+            ("a\x00 \ufffd\u200d\ue000\x01 a\u3000a", "[CLS] a a a [SEP]"),
+            ("[PAD] a", "[CLS] a [SEP]"),
+            ("", "[CLS] [SEP]"),
+        ]:
+            assert vocabulary.decode(vocabulary.encode(text)) == want
+
+    def test_a_file_of_words(self, tmp_path):
+        words = written(tmp_path / "v", "a", "b\u2028c", "\x85", "##d").words  # lines end with \n alone
+        assert words == ("[UNK]", "[CLS]", "[SEP]", "a", "b\u2028c", "\x85", "##d")
+        (tmp_path / "w").write_bytes(b"[PAD]\r\na\r\nb")
+        assert Vocabulary.read(str(tmp_path / "w")).words == ("a", "b")
+        for content in ("a\nb", ""):
+            (tmp_path / "w").write_text(content)
+            with pytest.raises(ValueError, match=rf"path: expected a first line \[PAD\], got '{content[:1]}'"):
+                Vocabulary.read(tmp_path / "w")
+
+    def test_one_word_however_it_is_written(self):
+        vocabulary = Vocabulary.of(["a cafe\u0301"])
+        assert vocabulary.encode("A CAF\u00c9") == vocabulary.encode("a cafe\u0301") == vocabulary.encode("a caf\u00e9")
+        assert len(vocabulary) == 4
+        assert Vocabulary(["Dog", "dog"]).encode("dog Dog") == [2, 1]
+
+    def test_of_no_captions(self):
+        with pytest.raises(TypeError, match="captions: expected a sequence of str"):
+            Vocabulary.of("a dog")
+
+    def test_phrases_of_word_pieces(self, tmp_path):
+        vocabulary = written(tmp_path / "v", "the", "zeb", "##ra", "##s", "of", "a", "cat", "x", "##y", ".")
+
+        def phrases(text, longest=60):
+            pairs = Pairs.from_captions(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [text], vocabulary, longest=longest)
+            return pairs.phrases(0)
+
+        assert phrases("The zebras of a cat.") == ["the zeb ##ra ##s", "a cat"]
+        assert phrases("The zebras of a cat.", longest=5) == ["the zeb ##ra"]
+        assert phrases("\x00The\u200b \u200bzeb\u00adras\ufffd of a\x00 \ufffd cat") == ["the zeb ##ra ##s", "a cat"]
+        assert phrases("\U000e0001 cat") == ["cat"]
+        assert phrases("x\u200dy of a cat") == ["x ##y", "a cat"]  # BERT's one word is two of ours: the first has it
+        assert phrases("of the") == ["of the"]
+        for nothing in ("\u200d", "\x00", "[PAD]"):
+            with pytest.raises(ValueError, match=r"captions\[0\]: expected a word or more"):
+                phrases(nothing)
+        with pytest.raises(ValueError, match="longest: expected room for a word, got 2"):
+            phrases("a cat", longest=2)

@@ -4,27 +4,39 @@ import hashlib
 import json
 import os
 import re
+import sys
 import unicodedata
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from loupe_ext._checks import check_int
+from loupe_ext.extras import needs
 from loupe_ext.phrases.phrase import Chunker, check_text, tokens
 from loupe_ext.phrases.rules import chunk
 
 PAD = 0
-UNKNOWN, FIRST, LAST = "[UNK]", "[CLS]", "[SEP]"  # as BERT's vocabularies spell them
+PADDING, UNKNOWN, FIRST, LAST = "[PAD]", "[UNK]", "[CLS]", "[SEP]"  # as BERT's vocabularies spell them
 
 
 class Vocabulary:
     """Words and their ids. Id 0 pads.
 
-    A word that is not among them is cut into the longest pieces that are, of which those that continue a word begin
-    with "##" (WordPiece, as in BERT); where that fails it is "[UNK]", if that is among them.
+    Captions and prompts become ids by `located` alone. Where "[UNK]", "[CLS]" and "[SEP]" are among the words, the
+    vocabulary is BERT's, and the ids are those of `tokenizers.BertWordPieceTokenizer` (from `loupe-ext[paper]`).
+    Otherwise each word or mark of `phrases.tokens` has one id; a word that is not listed is "[UNK]", if that is.
+
+    Text is read in lower case, unless a listed word has a capital letter.
+
+    Args:
+        words: distinct words, in composed form (NFC).
     """
 
     def __init__(self, words: Sequence[str]) -> None:
@@ -32,7 +44,8 @@ class Vocabulary:
             raise ValueError("words: expected distinct words, got a repeated one")
         self.words = tuple(words)
         self._ids = {word: i for i, word in enumerate(self.words, start=1)}
-        self._longest = max(map(len, self.words), default=0)
+        self.framed = {UNKNOWN, FIRST, LAST} <= self._ids.keys()
+        self._lowercase = not any(re.match(r"[^\[]*[A-Z]", word) for word in self.words)
 
     def __len__(self) -> int:
         return len(self.words) + 1
@@ -41,53 +54,58 @@ class Vocabulary:
         return word in self._ids
 
     def encode(self, text: str) -> list[int]:
-        """The ids of the words of `text`, which spaces separate."""
-        return [i for word in text.split() for i in self.pieces(word)]
+        """The ids of a text, with those of "[CLS]" and "[SEP]" around them where the vocabulary is BERT's."""
+        return [i for i, _ in self.located(text)]
 
-    def pieces(self, word: str) -> list[int]:
-        """The ids of one word, mostly one."""
-        if word in self._ids:
-            return [self._ids[word]]
-        plain = "".join(c for c in unicodedata.normalize("NFD", word) if not unicodedata.combining(c))
-        found = [self._cut(part) for part in re.findall(r"[^\W_]+|[\W_]", plain)]
-        if found and all(found):
-            return [i for ids in found for i in ids]
-        if UNKNOWN not in self._ids:
-            raise ValueError(f"text: expected words of the vocabulary, got {word!r}")
-        return [self._ids[UNKNOWN]]
+    def located(self, text: str, name: str = "text") -> list[tuple[int, int]]:
+        """The ids of a text, each with the character of the text that it starts at; -1 of "[CLS]".
 
-    def _cut(self, word: str) -> list[int]:
-        """The longest pieces, from the left; none if some letter is in no piece."""
-        ids: list[int] = []
-        start = 0
-        while start < len(word):
-            for end in range(min(len(word), start + self._longest), start, -1):
-                piece = self._ids.get(("##" if start else "") + word[start:end])
-                if piece is not None:
-                    ids.append(piece)
-                    start = end
-                    break
-            else:
-                return []
-        return ids
+        Raises:
+            TypeError, ValueError: what is called `name` is no text, or has a word that is not listed, nor is "[UNK]".
+            ImportError: the vocabulary is BERT's and `tokenizers` is not installed.
+        """
+        if self.framed:
+            found = self._word_pieces.encode(check_text(name, text))
+            starts = [-1, *(start for start, _ in found.offsets[1:-1]), len(text)]
+            return [(i, start) for i, start in zip(found.ids, starts, strict=True) if i != PAD]  # "[PAD]" in a text
+        located = []
+        for token in tokens(text, name):
+            i = self._ids.get(_spelling(token.text, self._lowercase), self._ids.get(UNKNOWN))
+            if i is None:
+                raise ValueError(f"{name}: expected words of the vocabulary, got {token.text!r}")
+            located.append((i, token.start))
+        return located
+
+    @cached_property
+    def _word_pieces(self) -> Any:
+        with needs("tokenizers", "'loupe-ext[paper]'"):
+            from tokenizers import BertWordPieceTokenizer
+        return BertWordPieceTokenizer({PADDING: PAD, **self._ids}, lowercase=self._lowercase)
 
     @classmethod
     def of(cls, captions: Sequence[str], least: int = 1) -> "Vocabulary":
         """The words, in lower case, that captions use at least `least` times, the commonest first, and "[UNK]"."""
-        counts = Counter(word.text.lower() for text in captions for word in tokens(text))
+        check_texts("captions", captions)
+        found = (word for i, text in enumerate(captions) for word in tokens(text, f"captions[{i}]"))
+        counts = Counter(_spelling(word.text) for word in found)
         common = sorted((-n, word) for word, n in counts.items() if n >= least)
         return cls([UNKNOWN, *(word for _, word in common)])
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Vocabulary":
         """BERT's `vocab.txt`, one piece a line, the same ids: the first is "[PAD]"."""
-        first, *words = Path(path).read_text(encoding="utf-8").splitlines() or [""]
-        if first != "[PAD]":
-            raise ValueError(f"path: expected a first line [PAD], got {first!r} in {path}")
+        first, *words = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        if first != PADDING:
+            raise ValueError(f"path: expected a first line {PADDING}, got {first!r} in {path}")
         return cls(words)
 
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(self.words[i - 1] for i in ids if i != PAD)
+
+
+def _spelling(word: str, lowercase: bool = True) -> str:
+    """The one form of a word that can be written in several ways."""
+    return unicodedata.normalize("NFC", word.lower() if lowercase else word)
 
 
 @dataclass(frozen=True)
@@ -156,28 +174,17 @@ class Pairs:
 
         Args:
             images: [n, 3, H, W] uint8. Captions: n of them, of one word or more each.
-            vocabulary: of the words, in lower case. None: all words of these captions, and "[UNK]" for any other. One
-                that has "[CLS]" and "[SEP]" (BERT's) gets them around each caption.
+            vocabulary: None: all words of these captions, and "[UNK]" for any other.
             chunker: from a text to its noun phrases: the rules, `SpacyChunker(nlp)`, or your own.
-            longest: the words (or pieces of words) that are kept of a caption.
+            longest: the ids that are kept of a caption, those of "[CLS]" and "[SEP]" among them.
 
         Raises:
             TypeError, ValueError: an argument has the wrong type, shape or value; a caption has no word.
         """
-        if isinstance(captions, str) or not all(isinstance(text, str) for text in captions):
-            raise TypeError("captions: expected a sequence of str")
         if len(captions) != len(images):
-            raise ValueError(f"captions: expected one an image ({len(images)}), got {len(captions)}")
+            raise ValueError(f"captions: expected one per image ({len(images)}), got {len(captions)}")
         vocabulary = Vocabulary.of(captions) if vocabulary is None else vocabulary
-        frame = vocabulary.encode(f"{FIRST} {LAST}") if FIRST in vocabulary and LAST in vocabulary else []
-        if longest <= len(frame):
-            raise ValueError(f"longest: expected room for a word, got {longest}")
-        read = [_read(f"captions[{i}]", text, vocabulary, chunker, longest, frame) for i, text in enumerate(captions)]
-        n, most = len(read), [max(map(len, part), default=0) for part in zip(*read, strict=True)] or [0, 0]
-        words, spans = torch.zeros(n, most[0], dtype=torch.int64), torch.zeros(n, most[1], 2, dtype=torch.int64)
-        for i, (ids, where) in enumerate(read):
-            words[i, : len(ids)], spans[i, : len(where)] = torch.tensor(ids), torch.tensor(where)
-        return cls(images, words, spans, torch.tensor([len(where) for _, where in read], dtype=torch.int64), vocabulary)
+        return cls(images, *encode_texts("captions", captions, vocabulary, chunker, longest), vocabulary)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -206,26 +213,44 @@ class Pairs:
         return [self.vocabulary.decode(self.words[i, start:end].tolist()) for start, end in spans]
 
 
-def _read(
-    name: str, text: str, vocabulary: Vocabulary, chunker: Chunker, longest: int, frame: list[int]
+def check_texts(name: str, texts: Sequence[str]) -> None:
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{name}: expected a sequence of str")
+
+
+def encode_texts(
+    name: str, texts: Sequence[str], vocabulary: Vocabulary, chunker: Chunker, longest: int = 60
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The `words`, `spans` and `phrase_lengths` of a `Batch`, of texts that errors call `name`; see `from_captions`."""
+    check_texts(name, texts)
+    if check_int("longest", longest, 0, sys.maxsize) <= 2 * vocabulary.framed:
+        raise ValueError(f"longest: expected room for a word, got {longest}")
+    read = [_encode(f"{name}[{i}]", text, vocabulary, chunker, longest) for i, text in enumerate(texts)]
+    n, most = len(read), [max(map(len, part), default=0) for part in zip(*read, strict=True)] or [0, 0]
+    words, spans = torch.zeros(n, most[0], dtype=torch.int64), torch.zeros(n, most[1], 2, dtype=torch.int64)
+    for i, (ids, where) in enumerate(read):
+        words[i, : len(ids)], spans[i, : len(where)] = torch.tensor(ids), torch.tensor(where)
+    return words, spans, torch.tensor([len(where) for _, where in read], dtype=torch.int64)
+
+
+def _encode(
+    name: str, text: str, vocabulary: Vocabulary, chunker: Chunker, longest: int
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """The ids of a caption, and the spans of its noun phrases in them."""
-    words = tokens(check_text(name, text))
-    if not words:
+    """The ids of a text, and the spans of its noun phrases in them; of the whole text if it has none."""
+    located = vocabulary.located(text, name)
+    ids, starts = [i for i, _ in located], [start for _, start in located]
+    frame = int(vocabulary.framed)  # ids before and after those of the text
+    last = min(len(ids), longest) - frame
+    if last <= frame:
         raise ValueError(f"{name}: expected a word or more, got {text!r}")
-    ids, starts = frame[:1], []
-    for word in words:
-        starts.append(len(ids))
-        ids += vocabulary.pieces(word.text.lower())
-    starts.append(len(ids))
-    last = min(len(ids), longest - len(frame[1:]))
     spans = []
     for phrase in chunker(text):
-        if not 0 <= phrase.first < phrase.after <= len(words):
-            raise ValueError(f"chunker: expected phrases of the {len(words)} words of {text!r}, got {phrase}")
-        if starts[phrase.first] < last:
-            spans.append((starts[phrase.first], min(starts[phrase.after], last)))
-    return ids[:last] + frame[1:], spans or [(starts[0], last)]
+        if not 0 <= phrase.start < phrase.end <= len(text):
+            raise ValueError(f"chunker: expected phrases of the {len(text)} characters of {text!r}, got {phrase}")
+        first, after = (min(bisect_left(starts, at), last) for at in (phrase.start, phrase.end))
+        if first < after:  # else it is cut off, or BERT drops all its characters
+            spans.append((first, after))
+    return ids[:last] + ids[len(ids) - frame :], spans or [(frame, last)]
 
 
 @dataclass(frozen=True)

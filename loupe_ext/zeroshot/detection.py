@@ -1,12 +1,13 @@
 """Zero-shot object detection: class names in prompts against the proposed regions."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from loupe_ext.data.pairs import Batch, Vocabulary, check_objects
+from loupe_ext.data.pairs import Batch, Vocabulary, check_objects, encode_texts
 from loupe_ext.extras import needs
 from loupe_ext.model.dual import DualEncoder
 
@@ -14,22 +15,16 @@ OVERLAPS = {"ap30": 0.3, "ap50": 0.5}
 
 
 @torch.no_grad()
-def encode_prompts(encoder: DualEncoder, prompts: tuple[str, ...], vocabulary: Vocabulary) -> Tensor:
-    """The features of classes, [C, d] of length one: each prompt is a caption that is one noun phrase.
+def encode_prompts(encoder: DualEncoder, prompts: Sequence[str], vocabulary: Vocabulary) -> Tensor:
+    """The features of classes, [C, d] of length one: each prompt is read as a caption that is one noun phrase.
 
     Raises:
-        ValueError: a prompt is empty or has words that the vocabulary lacks.
+        TypeError, ValueError: there is no prompt, or one is no text, or has no word or one that the vocabulary lacks.
     """
-    ids = [vocabulary.encode(prompt) for prompt in prompts]
-    if not ids or not all(ids):
-        raise ValueError(f"prompts: expected a prompt or more, each of a word or more, got {prompts}")
-    lengths = torch.tensor([len(x) for x in ids])
-    words = torch.zeros(len(ids), int(lengths.max()), dtype=torch.int64)
-    for row, x in zip(words, ids, strict=True):
-        row[: len(x)] = torch.tensor(x)
-    spans = torch.stack([torch.zeros_like(lengths), lengths], -1)[:, None]
-    text = encoder.encode_text(Batch(torch.empty(0), words, spans, torch.ones_like(lengths)))
-    return text.phrases[:, 0]
+    if not len(prompts):
+        raise ValueError("prompts: expected a prompt or more, got none")
+    words, spans, lengths = encode_texts("prompts", prompts, vocabulary, lambda text: [])
+    return encoder.encode_text(Batch(torch.empty(0), words, spans, lengths)).phrases[:, 0]
 
 
 def score_detections(features: Tensor, confidence: Tensor, prompts: Tensor, scale: Tensor | float) -> Tensor:
