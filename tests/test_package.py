@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -97,6 +98,84 @@ def test_unknown_cuda_option_is_an_error(tmp_path):
     done = configure(tmp_path, "-DLOUPE_CUDA=maybe")
     assert done.returncode != 0
     assert "expected AUTO, ON or OFF, got 'maybe'" in " ".join(done.stderr.split())
+
+
+def try_cuda(folder: Path, nvcc: str, *options: str, **env: str) -> tuple[int, str]:
+    """Exit status and output of the CUDA part of a configuration, with `nvcc` a shell script."""
+    script, source = folder / "bin" / "nvcc", folder / "source"
+    for path in (script.parent, source):
+        path.mkdir(parents=True)
+    script.write_text(f"#!/bin/sh\n{nvcc}\n")
+    script.chmod(0o755)
+    (source / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.22)\nproject(x CXX)\n"
+        f'include("{ROOT}/cmake/cuda.cmake")\nmessage(STATUS "has CUDA: ${{LOUPE_HAS_CUDA}}")\n'
+    )
+    command = ["cmake", "-S", source, "-B", folder / "build", "-DLOUPE_CUDA=AUTO", *options]
+    path = os.pathsep.join([str(script.parent), str(Path(sys.executable).parent), "/usr/bin", "/bin"])
+    done = subprocess.run(
+        [str(x) for x in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={"PATH": path, "HOME": str(folder), **env},
+    )
+    return done.returncode, " ".join(done.stdout.split())
+
+
+FAILS = "echo '#error -- unsupported GNU version! gcc versions later than 9 are not supported!' >&2; exit 1"
+
+
+def test_nvcc_that_fails_leaves_the_cpu(tmp_path):
+    status, said = try_cuda(tmp_path / "auto", FAILS)
+    assert status == 0
+    assert "has CUDA: OFF" in said
+    assert "Building for the CPU alone: " in said
+    assert re.search(r"does not compile for the architectures 80;90;100: #error -- unsupported GNU version", said)
+    status, said = try_cuda(tmp_path / "on", FAILS, "-DLOUPE_CUDA=ON")
+    assert status != 0
+    assert re.search("LOUPE_CUDA=ON, and .*/nvcc does not compile .*#error -- unsupported GNU version", said)
+
+
+@pytest.mark.parametrize(
+    ("options", "env", "tried"),
+    [
+        ([], {}, "80;90"),  # 100 is what this nvcc does not know
+        ([], {"TORCH_CUDA_ARCH_LIST": "8.0;9.0+PTX 10.0a,12.0"}, "80-real;90;100a-real;120-real"),
+        ([], {"TORCH_CUDA_ARCH_LIST": "8.0", "CUDAARCHS": "75;86-real"}, "75;86-real"),
+        (["-DCMAKE_CUDA_ARCHITECTURES=87;90"], {"TORCH_CUDA_ARCH_LIST": "8.0", "CUDAARCHS": "75"}, "87;90"),
+    ],
+)
+def test_cuda_architectures_are_those_asked_for_or_those_that_nvcc_knows(options, env, tried, tmp_path):
+    lists = "if [ $1 = --list-gpu-arch ]; then printf 'compute_80\\ncompute_90\\ncompute_1000\\n'; else exit 1; fi"
+    status, said = try_cuda(tmp_path, lists, *options, **env)
+    assert status == 0
+    assert f"nvcc for the architectures {tried} --" in said
+
+
+def test_unknown_cuda_architectures_are_named(tmp_path):
+    status, said = try_cuda(tmp_path / "torch", FAILS, "-DLOUPE_CUDA=ON", TORCH_CUDA_ARCH_LIST="8.0 Hopper")
+    assert status != 0
+    assert "TORCH_CUDA_ARCH_LIST: expected entries like 8.0, 9.0+PTX or 10.0a, got 'Hopper'" in said
+    status, said = try_cuda(tmp_path / "old", "[ $1 = --list-gpu-arch ] && echo compute_70")
+    assert status == 0
+    assert "knows none of the architectures 80, 90 and 100" in said
+
+
+NVCC = shutil.which("nvcc")
+
+
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc")
+def test_nvcc_that_refuses_an_architecture_builds_for_the_others(tmp_path):
+    refusing = (
+        'case "$*" in --list-gpu-arch) echo compute_80;;\n'
+        '*_90*|*_100*) echo "nvcc fatal   : Unsupported gpu architecture" >&2; exit 1;;\n'
+        f'*) exec {NVCC} "$@";; esac'
+    )
+    status, said = try_cuda(tmp_path, refusing)
+    assert status == 0
+    assert "nvcc for the architectures 80 --" in said
+    assert "has CUDA: ON" in said
 
 
 def test_sources_know_no_torch():
