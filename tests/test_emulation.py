@@ -38,3 +38,18 @@ def test_planted_mistakes_end_the_program(kernel, message):
 
 def test_a_missing_barrier_shows_when_threads_run_the_other_way_round():
     assert run("missing_barrier") != run("missing_barrier", EMULATED_ORDER="reversed")
+
+
+def test_a_program_is_built_once_and_again_when_a_header_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(emulation, "BUILT", tmp_path / "built")
+    main = '#include <cstdio>\n#include "number.h"\nint main() { std::printf("%d", NUMBER); }'
+    (tmp_path / "main.cpp").write_text(main)
+    programs = []
+    for number in (1, 1, 2):
+        (tmp_path / "number.h").write_text(f"#define NUMBER {number}\n")
+        emulation.build.cache_clear()  # as in another process
+        assert emulation.run(tmp_path / "main.cpp", b"") == b"%d" % number
+        (program,) = (tmp_path / "built").glob("main-*")
+        programs.append((program, program.stat().st_mtime_ns))
+    assert programs[0] == programs[1]
+    assert programs[1][0] != programs[2][0]

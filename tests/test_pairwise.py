@@ -146,20 +146,30 @@ class TestValues:
         assert torch.equal(got, pairwise_interactions(s, region_lengths=torch.tensor([2, 5])))
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
-def test_just_in_time_kernels_compile_for_a_gpu(dtype):
+# The dtype decides how scores are loaded (half types) and in what is computed (float64); the index decides the law,
+# always of float64. One line longer than a warp and one shorter; square scores need one kernel for both directions.
+@pytest.mark.parametrize(
+    ("dtype", "shape", "probabilities", "count"),
+    [
+        (torch.float32, (2, 5, 40), (0.3, 0.4), 4),  # another p needs no other kernel
+        (torch.float64, (2, 5, 40), (None,), 4),
+        (torch.float16, (2, 12, 12), (None,), 2),
+        (torch.bfloat16, (2, 12, 12), (0.3,), 2),
+    ],
+    ids=lambda x: str(x).removeprefix("torch."),
+)
+def test_just_in_time_kernels_compile_for_a_gpu(dtype, shape, probabilities, count):
     kernels = pytest.importorskip("loupe_ext.triton.pairwise")
-    s = random_pairs(2, 20, 60).to(dtype)
+    s = random_pairs(*shape).to(dtype)
 
-    def calls(*probabilities):
+    def calls():
         for p in probabilities:
             kernels.forward(s, None, None, None, p, "max-mean")
             kernels.backward(s, s, None, None, None, p, "max-mean")
 
-    for probabilities in ((None,), (0.3, 0.4)):  # another p needs no other kernel
-        built = compiled(kernels, "_lines_kernel", lambda x=probabilities: calls(*x))
-        assert len(built) == 4  # rows and columns, forward and backward
-        assert all(x.asm["cubin"] for x in built)
+    built = compiled(kernels, "_lines_kernel", calls)  # rows and columns, forward and backward
+    assert len(built) == count
+    assert all(x.asm["cubin"] for x in built)
 
 
 class TestBits:

@@ -1,10 +1,11 @@
 """Runs the project's .cu files on the CPU: compiled by g++ against cuda_on_cpu.h, with AddressSanitizer and UBSan."""
 
+import fcntl
 import functools
+import hashlib
 import math
 import os
 import subprocess
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +13,29 @@ import torch
 from torch import Tensor
 
 _HERE = Path(__file__).parent
+BUILT = _HERE.parent.parent / "build" / "emulation"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _GAMES = ("max-mean", "maxsim")
 
 
 @functools.cache
 def build(source: Path) -> Path:
-    """The program of one emulation source, built once a process."""
-    folder = tempfile.TemporaryDirectory(prefix="loupe-emulation-")
-    build.folders = [*getattr(build, "folders", []), folder]  # type: ignore[attr-defined]  # removed when Python exits
-    program = Path(folder.name) / source.stem
-    flags = ["-std=c++17", "-O1", "-g", "-Wno-unknown-pragmas", "-fsanitize=address,undefined"]
-    flags += ["-fno-sanitize-recover=undefined", f"-I{_HERE}"]
-    subprocess.run([os.environ.get("CXX", "g++"), *flags, str(source), "-o", str(program)], check=True)
+    """The program of one emulation source, kept in BUILT under a hash of all that it is made from."""
+    compiler = os.environ.get("CXX", "g++")
+    command = [compiler, "-std=c++17", "-O1", "-g1", "-Wno-unknown-pragmas", "-fsanitize=address,undefined"]
+    command += ["-fno-sanitize-recover=undefined", f"-I{_HERE}", str(source)]
+    made_from = [[compiler, "--version"], [*command, "-E"]]  # the second is the source with every header in it
+    texts = [repr(command).encode(), *(subprocess.run(x, check=True, capture_output=True).stdout for x in made_from)]
+    program = BUILT / f"{source.stem}-{hashlib.sha256(b''.join(texts)).hexdigest()[:16]}"
+    BUILT.mkdir(parents=True, exist_ok=True)
+    with (BUILT / f"{source.stem}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of the test workers that want it, one compiles
+        if not program.exists():
+            for old in BUILT.glob(f"{source.stem}-*"):
+                old.unlink()
+            partial = BUILT / f"{source.stem}-partial"
+            subprocess.run([*command, "-o", partial], check=True)
+            partial.replace(program)
     return program
 
 
