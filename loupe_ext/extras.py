@@ -17,6 +17,7 @@ PACKAGES = {
     "shapiq": ("shapiq", "shapiq"),
     "spacy": ("spacy", "phrases"),
     "tensorboard": ("tensorboard", "tensorboard"),
+    "tokenizers": ("tokenizers", "paper"),
     "transformers": ("transformers", "paper"),
 }
 

@@ -78,7 +78,7 @@ class Vocabulary:
 
     @cached_property
     def _word_pieces(self) -> Any:
-        with needs("tokenizers", "'loupe-ext[paper]'"):
+        with needs("tokenizers"):
             from tokenizers import BertWordPieceTokenizer
         return BertWordPieceTokenizer({PADDING: PAD, **self._ids}, lowercase=self._lowercase)
 
