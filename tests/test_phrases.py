@@ -119,6 +119,16 @@ class TestRules:
             ("workers repair the road to build a bridge", ["workers", "the road", "a bridge"]),
             ("he gives it to her, in front of them", []),
             ("lots of people in the 19th century", ["lots of people", "the 19th century"]),
+            ("the dogs' bowls and two boys\u2019 red hats", ["the dogs' bowls", "two boys\u2019 red hats"]),
+            ("in 'the dogs' bowls are seen", ["the dogs", "bowls"]),  # the end of a quotation
+            ("a cat to the left of the left dog", ["a cat", "the left dog"]),
+            ("a tree in the middle of a field on the right of a lake", ["a tree", "a field", "a lake"]),
+            ("a bird at the top of the back of that bus", ["a bird", "the back", "that bus"]),
+            ("a pair of shoes, hundreds of people", ["a pair of shoes", "hundreds of people"]),
+            ("a carpentry saw, a man saw a dog, the saw", ["a carpentry saw", "a man", "a dog", "the saw"]),
+            ("leafy green", ["leafy green"]),
+            ("a sage green dress", ["a sage green dress"]),
+            ("ice skates and two roller skates, a girl skates", ["ice skates", "two roller skates", "a girl"]),
         ],
     )
     def test_words_go_by_their_neighbours(self, text, want):
@@ -135,7 +145,23 @@ class TestRules:
 
     @pytest.mark.parametrize(
         "unit",
-        ["the ", "1 ", "red, ", "cat's ", "red ", "dog ", "very ", "dog sit ", "and a ", "men's the ", "x", "a-", "!"],
+        [
+            "the ",
+            "1 ",
+            "red, ",
+            "cat's ",
+            "red ",
+            "dog ",
+            "very ",
+            "dog sit ",
+            "and a ",
+            "men's the ",
+            "x",
+            "a-",
+            "!",
+            "the dogs' ",
+            "' ",
+        ],
     )
     def test_time_is_linear_in_the_length(self, unit):
         def seconds(n: int) -> float:
