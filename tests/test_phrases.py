@@ -171,6 +171,10 @@ class TestRules:
 
         assert min(seconds(8000) for _ in range(3)) < 32 * max(1e-3, min(seconds(1000) for _ in range(3)))
 
+    def test_a_lone_surrogate(self):
+        with pytest.raises(ValueError, match="text: expected Unicode text, got a lone surrogate at 6"):
+            chunk("a dog \ud800")
+
     @pytest.mark.parametrize("value", [None, 3, b"a dog", ["a dog"]])
     def test_what_is_no_text(self, value):
         with pytest.raises(TypeError, match=f"text: expected str, got {type(value).__name__}"):
@@ -371,6 +375,8 @@ class TestVocabulary:
             (tmp_path / "w").write_text(content)
             with pytest.raises(ValueError, match=rf"path: expected a first line \[PAD\], got '{content[:1]}'"):
                 Vocabulary.read(tmp_path / "w")
+        with pytest.raises(ValueError, match=r"words: expected those behind \[PAD\]"):  # all ids would be one too high
+            Vocabulary(["[PAD]", *words])
 
     def test_one_word_however_it_is_written(self):
         vocabulary = Vocabulary.of(["a cafe\u0301"])

@@ -25,7 +25,7 @@ def chunk(text: str) -> list[Phrase]:
     """The noun phrases of an English text, in order; see the module for what counts, and for the limits.
 
     Raises:
-        TypeError: `text` is not a string.
+        TypeError: `text` is not a string. ValueError: it has a lone surrogate.
     """
     words = tokens(text)
     tags = tag(["'s" if owns else word.text for word, owns in zip(words, _plural_possessives(words), strict=True)])
@@ -55,7 +55,7 @@ def _plural_possessives(words: list[Token]) -> list[bool]:
 
 
 def tag(words: list[str]) -> str:
-    """One letter a word.
+    """One letter per word.
 
     D determiner, Q number, J modifier, N noun, H possessor ("cat's"), V verb, A auxiliary, M modal or "to", X pronoun,
     R adverb, P preposition or the like, C "and", "or" or a comma, O any other mark.
