@@ -2,6 +2,7 @@
 
 import random
 import re
+import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -377,6 +378,12 @@ class TestVocabulary:
                 Vocabulary.read(tmp_path / "w")
         with pytest.raises(ValueError, match=r"words: expected those behind \[PAD\]"):  # all ids would be one too high
             Vocabulary(["[PAD]", *words])
+
+    def test_without_tokenizers(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "tokenizers", None)
+        assert Vocabulary(["[UNK]", "a"]).encode("A dog") == [2, 1]
+        with pytest.raises(ImportError, match=r"tokenizers is needed here: pip install 'loupe-ext\[paper\]'"):
+            Vocabulary(["[UNK]", "[CLS]", "[SEP]"]).encode("a dog")
 
     def test_one_word_however_it_is_written(self):
         vocabulary = Vocabulary.of(["a cafe\u0301"])
