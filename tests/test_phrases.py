@@ -2,6 +2,7 @@
 
 import random
 import re
+import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -119,6 +120,16 @@ class TestRules:
             ("workers repair the road to build a bridge", ["workers", "the road", "a bridge"]),
             ("he gives it to her, in front of them", []),
             ("lots of people in the 19th century", ["lots of people", "the 19th century"]),
+            ("the dogs' bowls and two boys\u2019 red hats", ["the dogs' bowls", "two boys\u2019 red hats"]),
+            ("in 'the dogs' bowls are seen", ["the dogs", "bowls"]),  # the end of a quotation
+            ("a cat to the left of the left dog", ["a cat", "the left dog"]),
+            ("a tree in the middle of a field on the right of a lake", ["a tree", "a field", "a lake"]),
+            ("a bird at the top of the back of that bus", ["a bird", "the back", "that bus"]),
+            ("a pair of shoes, hundreds of people", ["a pair of shoes", "hundreds of people"]),
+            ("a carpentry saw, a man saw a dog, the saw", ["a carpentry saw", "a man", "a dog", "the saw"]),
+            ("leafy green", ["leafy green"]),
+            ("a sage green dress", ["a sage green dress"]),
+            ("ice skates and two roller skates, a girl skates", ["ice skates", "two roller skates", "a girl"]),
         ],
     )
     def test_words_go_by_their_neighbours(self, text, want):
@@ -135,7 +146,23 @@ class TestRules:
 
     @pytest.mark.parametrize(
         "unit",
-        ["the ", "1 ", "red, ", "cat's ", "red ", "dog ", "very ", "dog sit ", "and a ", "men's the ", "x", "a-", "!"],
+        [
+            "the ",
+            "1 ",
+            "red, ",
+            "cat's ",
+            "red ",
+            "dog ",
+            "very ",
+            "dog sit ",
+            "and a ",
+            "men's the ",
+            "x",
+            "a-",
+            "!",
+            "the dogs' ",
+            "' ",
+        ],
     )
     def test_time_is_linear_in_the_length(self, unit):
         def seconds(n: int) -> float:
@@ -144,6 +171,10 @@ class TestRules:
             return time.process_time() - start
 
         assert min(seconds(8000) for _ in range(3)) < 32 * max(1e-3, min(seconds(1000) for _ in range(3)))
+
+    def test_a_lone_surrogate(self):
+        with pytest.raises(ValueError, match="text: expected Unicode text, got a lone surrogate at 6"):
+            chunk("a dog \ud800")
 
     @pytest.mark.parametrize("value", [None, 3, b"a dog", ["a dog"]])
     def test_what_is_no_text(self, value):
@@ -345,6 +376,14 @@ class TestVocabulary:
             (tmp_path / "w").write_text(content)
             with pytest.raises(ValueError, match=rf"path: expected a first line \[PAD\], got '{content[:1]}'"):
                 Vocabulary.read(tmp_path / "w")
+        with pytest.raises(ValueError, match=r"words: expected those behind \[PAD\]"):  # all ids would be one too high
+            Vocabulary(["[PAD]", *words])
+
+    def test_without_tokenizers(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "tokenizers", None)
+        assert Vocabulary(["[UNK]", "a"]).encode("A dog") == [2, 1]
+        with pytest.raises(ImportError, match=r"tokenizers is needed here: pip install 'loupe-ext\[paper\]'"):
+            Vocabulary(["[UNK]", "[CLS]", "[SEP]"]).encode("a dog")
 
     def test_one_word_however_it_is_written(self):
         vocabulary = Vocabulary.of(["a cafe\u0301"])

@@ -36,12 +36,14 @@ class Vocabulary:
     Text is read in lower case, unless a listed word has a capital letter.
 
     Args:
-        words: distinct words, in composed form (NFC).
+        words: distinct words, in composed form (NFC), without "[PAD]", which has id 0.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
         if len(set(words)) != len(words):
             raise ValueError("words: expected distinct words, got a repeated one")
+        if PADDING in words:
+            raise ValueError(f"words: expected those behind {PADDING}, which has id 0, got it among them")
         self.words = tuple(words)
         self._ids = {word: i for i, word in enumerate(self.words, start=1)}
         self.framed = {UNKNOWN, FIRST, LAST} <= self._ids.keys()
@@ -49,9 +51,6 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.words) + 1
-
-    def __contains__(self, word: object) -> bool:
-        return word in self._ids
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, with those of "[CLS]" and "[SEP]" around them where the vocabulary is BERT's."""
@@ -93,7 +92,7 @@ class Vocabulary:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Vocabulary":
-        """BERT's `vocab.txt`, one piece a line, the same ids: the first is "[PAD]"."""
+        """BERT's `vocab.txt`, one piece per line, the same ids: the first is "[PAD]"."""
         first, *words = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
         if first != PADDING:
             raise ValueError(f"path: expected a first line {PADDING}, got {first!r} in {path}")

@@ -76,7 +76,7 @@ class SwinEncoder(nn.Module):
 
 
 class BertEncoder(nn.Module):
-    """Word ids to one feature a word by BERT (Devlin et al., 2019), each word in the light of its whole caption.
+    """Word ids to one feature per id by BERT (Devlin et al., 2019), each word in the light of its whole caption.
 
     Args:
         vocabulary: how many ids there are; `Vocabulary.read` has those of published weights.

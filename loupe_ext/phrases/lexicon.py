@@ -15,9 +15,25 @@ NUMBERS = _set(
     "dozen first second third fourth fifth last next"
 )
 # Words that count what follows, as a number does.
-QUANTITIES = ("a lot of", "lots of", "a couple of", "a number of", "a variety of", "plenty of")
+QUANTITIES = (
+    "a lot of",
+    "lots of",
+    "a couple of",
+    "a pair of",
+    "a number of",
+    "a variety of",
+    "plenty of",
+    "dozens of",
+    "hundreds of",
+    "thousands of",
+)
 # Prepositions of several words, and pairs of pronouns: no object stands there.
 FIXED = (
+    *(f"{at} the {side} of" for at in ("to", "on", "at", "from") for side in ("left", "right")),
+    *(f"{at} the {place} of" for at in ("in", "at") for place in ("middle", "center", "centre", "front", "back")),
+    "at the top of",
+    "on the top of",
+    "at the bottom of",
     "in front of",
     "on top of",
     "in back of",
@@ -133,8 +149,16 @@ VERBS = _set(
 NOUN_LIKE = _set(
     "line set display park land hand race feature face paint sport point row cast cut work cross stop show"
 )
+# Of the pasts, one that is a tool where no object follows: "a chain saw".
+NOUN_LIKE_PASTS = _set("saw")
+# What does not act, and what it makes compounds with, which looks like a verb: "ice skates".
+INANIMATE = _set(
+    "ice roller inline figure hockey fruit vegetable coffee lemonade flower tooth hair paint carnival amusement pony "
+    "hay boat ski chair water porch rope tv night"
+)
+INANIMATE_HEADS = _set("skates stands brushes rides slides swings lifts")
 NOUNS = _set("wave waves plant plants light lights dress drinks bat bats sailing surfing skiing")
 PLURALS = _set("people men women children sheep cattle police kids deer fish oxen geese feet teeth mice")
 # Nouns that dye the colour behind them: "a light blue shirt", "a lime green car".
-TINTS = _set("light lime navy sky baby forest olive mint neon hot rose blood sea")
+TINTS = _set("light lime navy sky baby forest olive mint neon hot rose blood sea leafy")
 COLOURS = _set("red orange yellow green blue purple pink brown black white gray grey gold")

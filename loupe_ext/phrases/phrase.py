@@ -4,6 +4,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # What stands in words and is not seen: controls, soft hyphens, joiners, variation selectors, private use, U+FFFD.
 _UNSEEN = (
@@ -16,8 +17,7 @@ _TOKEN = re.compile(rf"\d+(?:[.,]\d+)+|{_LETTERS}(?:['\u2019-]{_LETTERS})*|[^\w\
 _DROPPED = re.compile(f"[{_UNSEEN}]+")
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """A word, or a punctuation mark, of a text: `text[start:end]`, without the characters in it that are not seen."""
 
     text: str
@@ -56,8 +56,10 @@ def tokens(text: str, name: str = "text") -> list[Token]:
     Raises:
         TypeError: what is called `name` is not a string. ValueError: it has a lone surrogate.
     """
-    found = _TOKEN.finditer(check_text(name, text))
-    return [Token(_DROPPED.sub("", word[0]), word.start(), word.end()) for word in found]
+    found = [Token(word[0], *word.span()) for word in _TOKEN.finditer(check_text(name, text))]
+    if not _DROPPED.search(text):
+        return found
+    return [Token(_DROPPED.sub("", word.text), word.start, word.end) for word in found]
 
 
 def phrase_at(text: str, words: list[Token], start: int, end: int) -> Phrase | None:

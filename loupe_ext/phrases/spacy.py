@@ -14,7 +14,8 @@ class SpacyChunker:
 
     Raises:
         ImportError: spaCy is not installed. OSError: no pipeline of that name is. ValueError, at a call: the pipeline
-            does not parse, or spaCy knows no noun chunks of its language. TypeError, at a call: the text is no string.
+            does not parse, spaCy knows no noun chunks of its language, or the text has a lone surrogate. TypeError, at
+            a call: the text is no string.
     """
 
     def __init__(self, nlp: Any) -> None:
