@@ -239,7 +239,27 @@ def test_nan_leaves_the_diagonal_of_a_closed_form():
         assert (loupe_ext.interactions(game).pairs.diagonal() == 0).all()
 
 
-def test_patches_of_no_length_are_worth_nothing():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_patches_that_cancel_have_value_0(dtype):
+    x, text = random(12, 8) - 0.5, random(8, seed=1) - 0.5
+    x = (x - x.mean(0)).to(dtype)
+    masks = torch.ones(2, 12, dtype=torch.bool)
+    masks[1, 0] = False
+    value = games.PooledCosine(x, text.to(dtype))(masks)
+    assert value[0].abs() < 1e-3
+    assert value[1].item() == pytest.approx(-torch.cosine_similarity(x[0].double(), text, dim=0).item(), abs=1e-5)
+
+
+def test_a_cosine_sees_no_scale_of_its_own_coalition():
+    x, text = random(5, 3) - 0.5, random(3, seed=1)
+    x[0] *= 1e9  # beside which the others are small: their coalitions are not
+    want = torch.cosine_similarity(x, text, dim=1)
+    for scale in (1.0, 1e-200, 1e200):
+        got = games.PooledCosine(x * scale, text / scale)(torch.eye(5, dtype=torch.bool))
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=0)
+
+
+def test_patches_of_no_length_have_value_0():
     worth = games.PooledCosine(torch.zeros(3, 2), random(2))(torch.eye(3, dtype=torch.bool))
     assert (worth == 0).all()
 
