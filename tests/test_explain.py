@@ -350,6 +350,37 @@ def test_shapiq_agrees(index):
         assert ours[players] == pytest.approx(theirs[players], abs=1e-12)
 
 
+@pytest.mark.parametrize("design", ["stratified", "permutation", "bernoulli"])
+def test_the_empty_coalition_is_kept(design, tmp_path):
+    game = games.LateInteraction(random(9, 3))
+    index = "banzhaf" if design == "bernoulli" else "shapley"
+    plan = loupe_ext.plan(9, 400, design=design, index=index)
+    values = torch.stack([game(plan.masks()) + 5, game(plan.masks()) - 1])
+    found = loupe_ext.aggregate(plan, values, control=game)
+    held = not plan.masks().any(1).all()
+    assert held or design == "bernoulli"
+    want = torch.tensor([5.0, -1.0] if held else [torch.nan] * 2, dtype=torch.float64)
+    found.save(tmp_path / "found.json")
+    for kept in (found, found.of_order(1), loupe_ext.Interactions.load(tmp_path / "found.json")):
+        torch.testing.assert_close(kept.baseline, want, rtol=0, atol=0, equal_nan=True)
+    one = loupe_ext.aggregate(plan, values[0])
+    assert one.baseline.shape == ()
+    pytest.importorskip("shapiq")
+    assert one.to_shapiq().baseline_value == pytest.approx(want[0].item(), nan_ok=True)
+
+
+def test_a_closed_form_and_an_old_file_have_a_baseline():
+    class Raised(games.MaxSim):
+        def _worth(self, masks):
+            return super()._worth(masks) + 5
+
+    found = loupe_ext.interactions(Raised(X))
+    assert found.baseline == 5
+    stored = found.to_dict()
+    del stored["baseline"]
+    assert loupe_ext.Interactions.from_dict(stored).baseline == 0
+
+
 def test_plot():
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
@@ -457,6 +488,8 @@ def test_files_that_hold_something_else(held, tmp_path):
         {"pair_errors": None},
         {"players": ["a"]},
         {"index": "owen"},
+        {"baseline": [1.0]},
+        {"baseline": "1"},
     ],
 )
 def test_results_that_do_not_fit_together(changed, tmp_path):
