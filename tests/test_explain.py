@@ -290,6 +290,16 @@ def test_standard_errors_are_known_wherever_a_size_has_a_few_coalitions():
     assert not found.value_errors.isnan().any()
 
 
+@pytest.mark.parametrize("level", [0.0, 1 / 3, 0.7])
+def test_a_control_that_is_constant_but_for_rounding_changes_nothing(level):
+    game, plan = games.LateInteraction(random(13, 5)), loupe_ext.plan(13, 600)
+    control = games.LateInteraction(torch.full((13, 5), level, dtype=torch.float64))
+    values = game(plan.masks())
+    found = loupe_ext.aggregate(plan, values, control=control)
+    want = loupe_ext.aggregate(plan, values)
+    torch.testing.assert_close(found.pairs, want.pairs, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("pairs", [None, [(0, 1)]])
 @pytest.mark.filterwarnings("error")
 def test_a_single_pair_of_walks_has_no_standard_error(pairs):

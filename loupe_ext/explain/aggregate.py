@@ -91,7 +91,8 @@ def aggregate(
 def _subtract_control(plan: Plan, y: Tensor, control: Game) -> tuple[Tensor, Tensor]:
     """The control's part of the result [C, n, n], and the values without it.
 
-    The coefficient is fitted to the coalitions that were sampled, less the mean of their group.
+    The coefficient is fitted to the coalitions that were sampled, less the mean of their group. It is 0 where the
+    control varies there by no more than rounding.
     """
     if not isinstance(control, Game):
         raise TypeError(f"control: expected a Game, got {type(control).__name__}")
@@ -108,7 +109,8 @@ def _subtract_control(plan: Plan, y: Tensor, control: Game) -> tuple[Tensor, Ten
         if len(b):
             b = b - b.mean()
             covariance, variance = covariance + (a * b).sum(1), variance + b.square().sum()
-    slope = covariance / variance.clamp(min=1e-300)
+    rounding = len(h) * (16 * torch.finfo(h.dtype).eps * h.abs().max()).square()
+    slope = torch.where(variance > rounding, covariance / variance, 0)
     return slope[:, None, None] * exact, y - slope[:, None] * h
 
 
