@@ -290,6 +290,16 @@ def test_standard_errors_are_known_wherever_a_size_has_a_few_coalitions():
     assert not found.value_errors.isnan().any()
 
 
+@pytest.mark.parametrize("budget", [2000, 2300])
+def test_the_surrogate_does_no_harm_where_coalitions_are_few(budget):
+    game, plan = games.MaxMean(random(12, 12)), loupe_ext.plan(24, budget)
+    values, truth = game(plan.masks()), game.exact().fill_diagonal_(0)
+    with_fit, without = (
+        (loupe_ext.aggregate(plan, values, fit=fit).pairs - truth).square().mean() for fit in (True, False)
+    )
+    assert with_fit.sqrt() < 1.1 * without.sqrt()
+
+
 @pytest.mark.parametrize("level", [0.0, 1 / 3, 0.7])
 def test_a_control_that_is_constant_but_for_rounding_changes_nothing(level):
     game, plan = games.LateInteraction(random(13, 5)), loupe_ext.plan(13, 600)
