@@ -159,7 +159,9 @@ class PooledCosine(Game):
         patches: [n, d] of n players, a floating dtype. text: [d], any length but 0.
         players: names of the n players.
 
-    A sum that all but cancels is worth about 0: the squared norm is taken as at least 1e-24 times the sum of theirs.
+    The squared norm of the sum counts as at least 4 n eps times the sum of the patches' squared norms, which is above
+    its rounding error in `region_interactions`: a coalition whose patches cancel has value about 0. eps is float64's
+    for float64 patches and float32's for all others.
     """
 
     def __init__(self, patches: Tensor, text: Tensor, players: Sequence[str] | None = None) -> None:
@@ -169,14 +171,16 @@ class PooledCosine(Game):
         if text.shape != patches.shape[1:]:
             raise ValueError(f"text: expected shape [{patches.shape[1]}], got {tuple(text.shape)}")
         super().__init__(len(patches), players)
-        x = patches.detach().double().cpu()
-        self.alignment = x @ torch.nn.functional.normalize(text.detach().double().cpu(), dim=0)
+        x, t = _scaled(patches), _scaled(text)
+        self.alignment = x @ torch.nn.functional.normalize(t, dim=0)
         self.gram = x @ x.T
+        eps = torch.finfo(torch.float64 if patches.dtype == torch.float64 else torch.float32).eps
+        self._floors = 4 * len(x) * eps * self.gram.diagonal()
 
     def _worth(self, masks: Tensor) -> Tensor:
         x = masks.double()
-        least = (1e-24 * self.gram.trace()).clamp(min=torch.finfo(torch.float64).tiny)
-        return (x @ self.alignment) / ((x @ self.gram) * x).sum(1).clamp(min=least).sqrt()
+        floor = x @ self._floors + torch.finfo(torch.float64).tiny
+        return (x @ self.alignment) / torch.maximum(((x @ self.gram) * x).sum(1), floor).sqrt()
 
 
 class Function(Game):
@@ -204,6 +208,13 @@ class Function(Game):
         if found.shape != (len(masks),):
             raise ValueError(f"function: expected a result of shape [{len(masks)}], got {tuple(found.shape)}")
         return found.double().cpu()
+
+
+def _scaled(x: Tensor) -> Tensor:
+    """With 1 as the largest entry, float64: a cosine does not see a scale, and its squares would overflow."""
+    x = x.detach().double().cpu()
+    largest = x.abs().max()
+    return x / torch.where(largest == 0, torch.ones_like(largest), largest)
 
 
 def _check_matrix(name: str, value: Tensor) -> None:

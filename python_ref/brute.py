@@ -19,8 +19,8 @@ def max_mean_value(s: Tensor, col_s: Tensor, inside: Tensor) -> Tensor:
 def pooled_cosine_value(a: Tensor, gram: Tensor, inside: Tensor) -> Tensor:
     """Values [K] of the pooled-cosine game for coalitions `inside` [K, n] (bool), of a [n] and G [n, n]."""
     T = inside.to(gram.dtype)
-    value = (T @ a) / ((T @ gram) * T).sum(-1).sqrt()
-    return torch.where(inside.any(-1), value, torch.zeros_like(value))
+    floor = 4 * len(a) * torch.finfo(gram.dtype).eps * (T @ gram.diagonal())  # python_ref/region.py says why
+    return (T @ a) / torch.maximum(((T @ gram) * T).sum(-1), floor + torch.finfo(gram.dtype).tiny).sqrt()
 
 
 def late_interaction_value(s: Tensor, inside: Tensor) -> Tensor:

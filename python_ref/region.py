@@ -6,7 +6,10 @@ The interaction of a region R of n patches (LOUPE, Li et al., NeurIPS 2022, sect
 
 Pooled-cosine game: v(T) = A_T / sqrt(Q_T), A_T = sum_{i in T} a_i, Q_T = sum_{i,k in T} G_ik, where a_i = <x_i, t> and
 G_ik = <x_i, x_k>: the cosine of the summed patches with the text. Estimated by walks: the prefixes of a random
-permutation, R's own patches left out, are one coalition of each size, which is the law of T.
+permutation, R's own patches left out, are one coalition of each size, which is the distribution of T.
+
+Where the patches of T cancel, A_T and Q_T are what rounding leaves of them. Q_T therefore counts as at least
+4 n eps sum_{i in T} |x_i|^2, which is above its rounding error; the value is then about 0.
 
 Late-interaction game: v(T) = 1/2 [ mean_{i in T} m_i + (1/N) sum_j max_{i in T} s_ij ], m_i = max_j s_ij. Exact.
 """
@@ -24,28 +27,31 @@ def pooled_cosine(patches: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
 def walk_values(a: Tensor, gram: Tensor, regions: Tensor, orders: Tensor, prefixes: bool = True) -> Tensor:
     """What every walk says of every region's interaction: [B, R, K] of regions bool [B, R, n] and orders [B, K, n].
 
-    An order names the players that join, one a step; -1 is nobody. With `prefixes` a walk is worth the mean over the
-    coalitions it passes through, the empty one included; otherwise the coalition it ends with.
+    An order names the players that join, one a step; -1 is nobody. With `prefixes` a walk's value is the mean over the
+    coalitions it passes through, the empty one included; otherwise that of the coalition it ends with.
     """
     B, R, n = regions.shape
     K = orders.shape[1]
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
-    floor = (diagonal.sum(-1) * torch.finfo(gram.dtype).eps ** 2).clamp(min=torch.finfo(gram.dtype).tiny)
-    floor = floor.view(B, 1, 1)
+    floors = 4 * n * torch.finfo(gram.dtype).eps * diagonal
     members = regions.to(gram.dtype)
     size = regions.sum(-1, keepdim=True)
     own_a = (members @ a.unsqueeze(-1)).view(B, R, 1)
     own_q = ((members @ gram) * members).sum(-1, keepdim=True)
+    own_floor = (members @ floors.unsqueeze(-1)).view(B, R, 1)
     A, Q, h = gram.new_zeros(B, R, K), gram.new_zeros(B, R, K), gram.new_zeros(B, R, K, n)
+    floor = gram.new_full((B, R, K), torch.finfo(gram.dtype).tiny)  # zero vectors have value 0
 
-    def value(a: Tensor, q: Tensor) -> Tensor:
-        return a * torch.maximum(q, floor if q.dim() == 3 else floor.unsqueeze(-1)).rsqrt()
+    def value(a: Tensor, q: Tensor, floor: Tensor) -> Tensor:
+        return a * torch.maximum(q, floor).rsqrt()
 
     def gain() -> Tensor:
         own_h = torch.einsum("brkn,brn->brk", h, members)
-        alone = value(A.unsqueeze(-1) + a[:, None, None], Q.unsqueeze(-1) + 2 * h + diagonal[:, None, None])
+        joint = value(A + own_a, Q + 2 * own_h + own_q, floor + own_floor)
+        with_one = Q.unsqueeze(-1) + 2 * h + diagonal[:, None, None]
+        alone = value(A.unsqueeze(-1) + a[:, None, None], with_one, floor.unsqueeze(-1) + floors[:, None, None])
         singles = torch.einsum("brkn,brn->brk", alone, members)
-        return value(A + own_a, Q + 2 * own_h + own_q) - singles + (size - 1) * value(A, Q)
+        return joint - singles + (size - 1) * value(A, Q, floor)
 
     total = gain()
     for step in range(n):
@@ -55,6 +61,7 @@ def walk_values(a: Tensor, gram: Tensor, regions: Tensor, orders: Tensor, prefix
         joins = (somebody & ~regions.gather(-1, everywhere)).to(gram.dtype)
         Q = Q + joins * (2 * h.gather(-1, everywhere.unsqueeze(-1)).squeeze(-1) + diagonal.gather(-1, player)[:, None])
         A = A + joins * a.gather(-1, player)[:, None]
+        floor = floor + joins * floors.gather(-1, player)[:, None]
         h += joins.unsqueeze(-1) * gram.gather(1, player.unsqueeze(-1).expand(B, K, n)).unsqueeze(1)
         if prefixes:
             total = total + joins * gain()

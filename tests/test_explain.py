@@ -239,7 +239,27 @@ def test_nan_leaves_the_diagonal_of_a_closed_form():
         assert (loupe_ext.interactions(game).pairs.diagonal() == 0).all()
 
 
-def test_patches_of_no_length_are_worth_nothing():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_patches_that_cancel_have_value_0(dtype):
+    x, text = random(12, 8) - 0.5, random(8, seed=1) - 0.5
+    x = (x - x.mean(0)).to(dtype)
+    masks = torch.ones(2, 12, dtype=torch.bool)
+    masks[1, 0] = False
+    value = games.PooledCosine(x, text.to(dtype))(masks)
+    assert value[0].abs() < 1e-3
+    assert value[1].item() == pytest.approx(-torch.cosine_similarity(x[0].double(), text, dim=0).item(), abs=1e-5)
+
+
+def test_a_cosine_sees_no_scale_of_its_own_coalition():
+    x, text = random(5, 3) - 0.5, random(3, seed=1)
+    x[0] *= 1e9  # beside which the others are small: their coalitions are not
+    want = torch.cosine_similarity(x, text, dim=1)
+    for scale in (1.0, 1e-200, 1e200):
+        got = games.PooledCosine(x * scale, text / scale)(torch.eye(5, dtype=torch.bool))
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=0)
+
+
+def test_patches_of_no_length_have_value_0():
     worth = games.PooledCosine(torch.zeros(3, 2), random(2))(torch.eye(3, dtype=torch.bool))
     assert (worth == 0).all()
 
@@ -268,6 +288,26 @@ def test_standard_errors_are_known_wherever_a_size_has_a_few_coalitions():
     found = loupe_ext.aggregate(plan, random(len(plan)))
     assert not found.pair_errors.isnan().any()
     assert not found.value_errors.isnan().any()
+
+
+@pytest.mark.parametrize("budget", [2000, 2300])
+def test_the_surrogate_does_no_harm_where_coalitions_are_few(budget):
+    game, plan = games.MaxMean(random(12, 12)), loupe_ext.plan(24, budget)
+    values, truth = game(plan.masks()), game.exact().fill_diagonal_(0)
+    with_fit, without = (
+        (loupe_ext.aggregate(plan, values, fit=fit).pairs - truth).square().mean() for fit in (True, False)
+    )
+    assert with_fit.sqrt() < 1.1 * without.sqrt()
+
+
+@pytest.mark.parametrize("level", [0.0, 1 / 3, 0.7])
+def test_a_control_that_is_constant_but_for_rounding_changes_nothing(level):
+    game, plan = games.LateInteraction(random(13, 5)), loupe_ext.plan(13, 600)
+    control = games.LateInteraction(torch.full((13, 5), level, dtype=torch.float64))
+    values = game(plan.masks())
+    found = loupe_ext.aggregate(plan, values, control=control)
+    want = loupe_ext.aggregate(plan, values)
+    torch.testing.assert_close(found.pairs, want.pairs, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("pairs", [None, [(0, 1)]])
@@ -328,6 +368,37 @@ def test_shapiq_agrees(index):
     ours = loupe_ext.interactions(game, index=index).to_shapiq()
     for players in itertools.chain(itertools.combinations(range(6), 1), itertools.combinations(range(6), 2)):
         assert ours[players] == pytest.approx(theirs[players], abs=1e-12)
+
+
+@pytest.mark.parametrize("design", ["stratified", "permutation", "bernoulli"])
+def test_the_empty_coalition_is_kept(design, tmp_path):
+    game = games.LateInteraction(random(9, 3))
+    index = "banzhaf" if design == "bernoulli" else "shapley"
+    plan = loupe_ext.plan(9, 400, design=design, index=index)
+    values = torch.stack([game(plan.masks()) + 5, game(plan.masks()) - 1])
+    found = loupe_ext.aggregate(plan, values, control=game)
+    held = not plan.masks().any(1).all()
+    assert held or design == "bernoulli"
+    want = torch.tensor([5.0, -1.0] if held else [torch.nan] * 2, dtype=torch.float64)
+    found.save(tmp_path / "found.json")
+    for kept in (found, found.of_order(1), loupe_ext.Interactions.load(tmp_path / "found.json")):
+        torch.testing.assert_close(kept.baseline, want, rtol=0, atol=0, equal_nan=True)
+    one = loupe_ext.aggregate(plan, values[0])
+    assert one.baseline.shape == ()
+    pytest.importorskip("shapiq")
+    assert one.to_shapiq().baseline_value == pytest.approx(want[0].item(), nan_ok=True)
+
+
+def test_a_closed_form_and_an_old_file_have_a_baseline():
+    class Raised(games.MaxSim):
+        def _worth(self, masks):
+            return super()._worth(masks) + 5
+
+    found = loupe_ext.interactions(Raised(X))
+    assert found.baseline == 5
+    stored = found.to_dict()
+    del stored["baseline"]
+    assert loupe_ext.Interactions.from_dict(stored).baseline == 0
 
 
 def test_plot():
@@ -437,6 +508,8 @@ def test_files_that_hold_something_else(held, tmp_path):
         {"pair_errors": None},
         {"players": ["a"]},
         {"index": "owen"},
+        {"baseline": [1.0]},
+        {"baseline": "1"},
     ],
 )
 def test_results_that_do_not_fit_together(changed, tmp_path):

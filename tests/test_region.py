@@ -106,6 +106,30 @@ class TestWalks:
         room = TOLERANCE[dtype] * problem.masks.sum(-1).unsqueeze(-1).clamp(min=1)
         assert ((got.double() - want).abs() <= room).all()
 
+    @every_backend
+    @DTYPES
+    def test_patches_that_cancel_have_value_0(self, backend, dtype):
+        """The mean over all walks is the interaction, whose coalition of all patches is 0 / 0 and counts as 0."""
+        patches = random_pairs(3, 5, 4)
+        patches = (patches - patches.mean(1, keepdim=True)).to(dtype)
+        masks = (torch.arange(5) < 2).expand(3, 1, 5)
+        a, gram = reference.pooled_cosine(patches, random_pairs(3, 1, 4, 1)[:, 0].to(dtype))
+        orders = torch.tensor(list(itertools.permutations(range(5))), dtype=torch.int32).expand(3, -1, -1)
+        got = region_walks(backend, a, gram, masks, orders, True)
+        walked = reference.walk_values(a, gram, masks, orders)
+        for b in range(3):
+
+            def value(T, b=b):
+                pooled = (T.double() @ a[b].double()) / ((T.double() @ gram[b].double()) * T).sum(-1).sqrt()
+                return torch.where(T.all(-1) | ~T.any(-1), torch.zeros_like(pooled), pooled)
+
+            want = brute.interaction(value, 5, [0, 1])
+            room = 1e-3 if dtype == torch.float32 else 1e-7
+            assert got[b].double().mean().item() == pytest.approx(want.item(), abs=room)
+            assert walked[b].double().mean().item() == pytest.approx(want.item(), abs=room)
+            known = lambda T, b=b: brute.pooled_cosine_value(a[b], gram[b], T)  # noqa: E731
+            assert brute.interaction(known, 5, [0, 1]).item() == pytest.approx(want.item(), abs=room)
+
     @DTYPES
     def test_just_in_time_kernels_compile_for_a_gpu(self, dtype):
         kernels = pytest.importorskip("loupe_ext.triton.region")
@@ -260,7 +284,17 @@ class TestPooledCosine:
             got = region_interactions(*inputs, problem.masks, num_samples=16)
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
-    def test_zero_vectors_are_worth_nothing(self):
+    @pytest.mark.parametrize("n", [12, 196])
+    def test_the_dtype_does_not_show_where_patches_cancel(self, n):
+        x = random_pairs(2, n, 16)
+        x -= x.mean(1, keepdim=True)
+        inputs = x, random_pairs(2, 1, 16, 1)[:, 0], random_masks(2, 4, n)
+        want = region_interactions(*inputs, num_samples=8)
+        got = region_interactions(inputs[0].float(), inputs[1].float(), inputs[2], num_samples=8)
+        for a, b in zip(got, want, strict=True):
+            assert (a - b).abs().max() < 1e-3
+
+    def test_zero_vectors_have_value_0(self):
         x, t = torch.zeros(2, 6, 4), torch.ones(2, 4)
         x[1] = random_pairs(1, 6, 4)[0]
         t[1] = 0

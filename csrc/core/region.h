@@ -1,4 +1,4 @@
-// Walks of the pooled-cosine game, v(T) = A_T / sqrt(Q_T): what python_ref/region.py derives; host and device.
+// Walks of the pooled-cosine game, v(T) = A_T / sqrt(Q_T), Q_T no less than its floor: what python_ref/region.py derives; host and device.
 #pragma once
 
 #include <cfloat>
@@ -16,7 +16,7 @@ struct RegionCall {
   const int32_t* orders;    // [B, K, n]: who joins at each step of a walk; outside 0 .. n-1: nobody
   int64_t B, R, K;
   int n;
-  bool prefixes;  // a walk is worth the mean over the coalitions it passes through; or the one it ends with
+  bool prefixes;  // a walk's value is the mean over the coalitions it passes through; or that of the one it ends with
   DType dtype;
 
   LOUPE_INLINE_HD int words() const { return (n + 63) / 64; }
@@ -37,14 +37,11 @@ struct RegionCall {
   }
 };
 
-// The least that Q counts as: zero vectors, and what rounding leaves of vectors that cancel, are then worth 0.
-LOUPE_INLINE_HD float least_square(float trace) {
-  const float least = trace * (FLT_EPSILON * FLT_EPSILON);
-  return least > FLT_MIN ? least : FLT_MIN;
-}
-LOUPE_INLINE_HD double least_square(double trace) {
-  const double least = trace * (DBL_EPSILON * DBL_EPSILON);
-  return least > DBL_MIN ? least : DBL_MIN;
-}
+// The least that Q_T counts as, a patch's share of it: 4 n eps G_ii is above the rounding error of Q_T where T's sum cancels.
+// A coalition's floor starts at least_square(), so that zero vectors have value 0.
+LOUPE_INLINE_HD float floor_of(float own, int n) { return 4 * FLT_EPSILON * float(n) * own; }
+LOUPE_INLINE_HD double floor_of(double own, int n) { return 4 * DBL_EPSILON * double(n) * own; }
+LOUPE_INLINE_HD float least_square(float) { return FLT_MIN; }
+LOUPE_INLINE_HD double least_square(double) { return DBL_MIN; }
 
 }  // namespace loupe

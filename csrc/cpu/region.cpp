@@ -40,9 +40,9 @@ LOUPE_INLINE Walks<float> inverse_root(Walks<float> x) {
   return y * (1.5f - 0.5f * (x * y) * y);  // Newton's step: from 12 bits or 14 to all of them, give or take one
 #endif
 }
-template <class T>
-LOUPE_INLINE Walks<T> at_least(Walks<T> x, T least) {
-  return x > least ? x : Walks<T>{} + least;
+template <class W>
+LOUPE_INLINE W at_least(W x, W least) {
+  return x > least ? x : least;
 }
 
 template <class T>
@@ -52,8 +52,8 @@ class RegionWalks {
 
   explicit RegionWalks(const RegionCall& call)
       : call_(call), n_(call.n), ld_(padded(call.n)), blocks_((call.R + 31) / 32), gram_((n_ + 1) * ld_), values_(n_ + 1),
-        diagonal_(n_ + 1), member_(call.R * n_), first_(call.R + 1), in_region_(blocks_ * (n_ + 1)), own_a_(call.R),
-        own_q_(call.R), row_(ld_ * L), h_((n_ + 1) * L), seen_((n_ + 1) * L), twice_h_(call.R * n_ * L),
+        diagonal_(n_ + 1), floor_(n_ + 1), member_(call.R * n_), first_(call.R + 1), in_region_(blocks_ * (n_ + 1)), own_a_(call.R),
+        own_q_(call.R), own_floor_(call.R), row_(ld_ * L), h_((n_ + 1) * L), seen_((n_ + 1) * L), twice_h_(call.R * n_ * L),
         state_(call.R) {}
 
   // Walks first .. first + L - 1 of image b, under every region; `last` is the number of walks.
@@ -81,7 +81,7 @@ class RegionWalks {
 
  private:
   struct State {
-    Walks<T> A, Q, joint_q, total;  // joint_q = Q_R + 2 sum of h over R: what R adds to Q by joining
+    Walks<T> A, Q, floor, joint_q, total;  // joint_q = Q_R + 2 sum of h over R: what R adds to Q by joining
   };
 
   int64_t size(int64_t r) const { return first_[r + 1] - first_[r]; }
@@ -89,17 +89,15 @@ class RegionWalks {
   void load_image(int64_t b) {
     image_ = b;
     const T* gram = static_cast<const T*>(call_.gram) + b * n_ * n_;
-    T trace = 0;
     for (int64_t i = 0; i < n_; ++i) {
       std::memcpy(gram_ + i * ld_, gram + i * n_, n_ * sizeof(T));
       std::fill_n(gram_ + i * ld_ + n_, ld_ - n_, T(0));
       diagonal_[i] = gram[i * n_ + i];
-      trace += diagonal_[i];
+      floor_[i] = floor_of(diagonal_[i], call_.n);
     }
     std::memcpy(values_, static_cast<const T*>(call_.values) + b * n_, n_ * sizeof(T));
     std::fill_n(gram_ + n_ * ld_, ld_, T(0));
-    values_[n_] = diagonal_[n_] = 0;
-    least_ = least_square(trace);
+    values_[n_] = diagonal_[n_] = floor_[n_] = 0;
     std::fill_n(in_region_.data, blocks_ * (n_ + 1), 0u);
     first_[0] = 0;
     for (int64_t r = 0; r < call_.R; ++r) {
@@ -111,10 +109,11 @@ class RegionWalks {
       first_[r + 1] = first_[r] + k;
       uint32_t* bits = in_region_ + r / 32 * (n_ + 1);
       bits[n_] |= uint32_t(1) << r % 32;  // nobody joins nowhere
-      own_a_[r] = own_q_[r] = 0;
+      own_a_[r] = own_q_[r] = own_floor_[r] = 0;
       for (int64_t i = 0; i < k; ++i) {
         bits[members[i]] |= uint32_t(1) << r % 32;
         own_a_[r] += values_[members[i]];
+        own_floor_[r] += floor_[members[i]];
         for (int64_t j = 0; j < k; ++j) own_q_[r] += gram_[members[i] * ld_ + members[j]];
       }
     }
@@ -126,7 +125,7 @@ class RegionWalks {
     for (int64_t r = 0; r < call_.R; ++r) {
       Walks<T>* twice_h = reinterpret_cast<Walks<T>*>(twice_h_ + first_[r] * L);
       for (int64_t i = 0; i < size(r); ++i) twice_h[i] = Walks<T>{} + diagonal_[member_[first_[r] + i]];
-      state_[r] = {Walks<T>{}, Walks<T>{}, Walks<T>{} + own_q_[r], Walks<T>{}};
+      state_[r] = {Walks<T>{}, Walks<T>{}, Walks<T>{} + least_square(T()), Walks<T>{} + own_q_[r], Walks<T>{}};
       if (call_.prefixes) state_[r].total = gain(r);
     }
   }
@@ -147,9 +146,10 @@ class RegionWalks {
   template <bool value_it>
   void advance(const int32_t* player) {
     load_rows(player);
-    Walks<T> own{}, value{}, h{};
+    Walks<T> own{}, floor{}, value{}, h{};
     for (int l = 0; l < L; ++l) {
       own[l] = diagonal_[player[l]];
+      floor[l] = floor_[player[l]];
       value[l] = values_[player[l]];
       h[l] = h_[player[l] * L + l];
     }
@@ -158,7 +158,7 @@ class RegionWalks {
       Bits<T> inside{};
       for (int l = 0; l < L; ++l) inside[l] = bits[player[l]];
       for (int64_t r = first; r < std::min(first + 32, call_.R); ++r) {
-        if (size(r) >= 2) join<value_it>(r, (inside >> int(r - first) & 1) == 0, own, value, h);
+        if (size(r) >= 2) join<value_it>(r, (inside >> int(r - first) & 1) == 0, own, floor, value, h);
       }
     }
     for (int64_t i = 0; i < n_ * L; i += L) store(h_ + i, load<Walks<T>>(h_ + i) + load<Walks<T>>(row_ + i));
@@ -167,7 +167,8 @@ class RegionWalks {
 
   // Lanes whose player is outside region r take it in.
   template <bool value_it>
-  LOUPE_INLINE void join(int64_t r, Bits<T> outside, Walks<T> own, Walks<T> value, Walks<T> h) {
+  LOUPE_INLINE void join(int64_t r, Bits<T> outside, Walks<T> own, Walks<T> floor, Walks<T> value,
+                         Walks<T> h) {
     const int32_t* members = member_ + first_[r];
     const int64_t k = size(r);
     Walks<T> left_out{}, row_sum{};  // of h: what members of R, which this region's T is without, contributed
@@ -180,42 +181,46 @@ class RegionWalks {
     State& s = state_[r];
     s.A += outside ? value : zero;
     s.Q += outside ? own + 2 * (h - left_out) : zero;
+    s.floor += outside ? floor : zero;
     s.joint_q += two * row_sum;
     T* twice_h = twice_h_ + first_[r] * L;
-    const Walks<T> base = value_it ? s.A * inverse_root(at_least(s.Q, least_)) : zero;
+    const Walks<T> base = value_it ? s.A * inverse_root(at_least(s.Q, s.floor)) : zero;
     Walks<T> gain = value_it ? joint(r) - base : zero;
     for (int64_t i = 0; i < k; ++i) {
       const Walks<T> e = load<Walks<T>>(twice_h + i * L) + two * load<Walks<T>>(row_ + members[i] * L);
       store(twice_h + i * L, e);
-      if (value_it) gain -= (s.A + values_[members[i]]) * inverse_root(at_least(s.Q + e, least_)) - base;
+      if (value_it) gain -= with_member(s, members[i], e) - base;
     }
     if (value_it) s.total += outside ? gain : zero;
   }
 
   LOUPE_INLINE Walks<T> joint(int64_t r) const {  // v(T + R)
     const State& s = state_[r];
-    return (s.A + own_a_[r]) * inverse_root(at_least(s.Q + s.joint_q, least_));
+    return (s.A + own_a_[r]) * inverse_root(at_least(s.Q + s.joint_q, s.floor + own_floor_[r]));
+  }
+
+  LOUPE_INLINE Walks<T> with_member(const State& s, int32_t i, Walks<T> twice_h) const {  // v(T + i)
+    return (s.A + values_[i]) * inverse_root(at_least(s.Q + twice_h, s.floor + floor_[i]));
   }
 
   // v(T + R) - v(T) - sum of v(T + i) - v(T) over R, small differences first: v(T + i) summed up would cancel in the end.
   Walks<T> gain(int64_t r) const {
     const State& s = state_[r];
-    const Walks<T> base = s.A * inverse_root(at_least(s.Q, least_));
+    const Walks<T> base = s.A * inverse_root(at_least(s.Q, s.floor));
     Walks<T> gain = joint(r) - base;
     for (int64_t i = first_[r]; i < first_[r + 1]; ++i)
-      gain -= (s.A + values_[member_[i]]) * inverse_root(at_least(s.Q + load<Walks<T>>(twice_h_ + i * L), least_)) - base;
+      gain -= with_member(s, member_[i], load<Walks<T>>(twice_h_ + i * L)) - base;
     return gain;
   }
 
   const RegionCall& call_;
   const int64_t n_, ld_, blocks_;
   int64_t image_ = -1;
-  T least_ = 0;
-  Buffer<T> gram_, values_, diagonal_;  // with a row of zeros for nobody
+  Buffer<T> gram_, values_, diagonal_, floor_;  // with a row of zeros for nobody
   Buffer<int32_t> member_;              // region r's: first_[r] to first_[r + 1]
   Buffer<int64_t> first_;
   Buffer<uint32_t> in_region_;  // bit r % 32 of [r / 32][i]: player i joins no coalition of region r
-  Buffer<T> own_a_, own_q_;
+  Buffer<T> own_a_, own_q_, own_floor_;
   Buffer<T> row_, h_, seen_;  // a lane a walk; seen_ is 1 for who is in the prefix
   Buffer<T> twice_h_;         // G_ii + 2 h_i of the members: what each adds to Q by joining
   Buffer<State> state_;

@@ -94,9 +94,6 @@ __global__ void region_kernel(RegionCall call, Layout layout, T* out, unsigned c
     const int64_t walk = item / layout.groups % layout.chunks * threads + thread;
     const T* values = static_cast<const T*>(call.values) + b * n;
     const T* gram = static_cast<const T*>(call.gram) + b * n * n;
-    T trace = 0;
-    for (int i = 0; i < n; ++i) trace += gram[int64_t(i) * n + i];
-    const T least = least_square(trace);
     if (own_gram) {
       __syncthreads();  // all are done with the one before
       for (int e = thread; e < n * n; e += threads) own_gram[e] = gram[e];
@@ -127,11 +124,13 @@ __global__ void region_kernel(RegionCall call, Layout layout, T* out, unsigned c
         row_sums[i] = sum;
       }
       __syncthreads();
-      T own_a = 0, joint_q = 0, A = 0, Q = 0, total = 0;
+      T own_a = 0, own_floor = 0, joint_q = 0, A = 0, Q = 0, floor = least_square(T()), total = 0;
       for (int i = 0; i < k; ++i) {
         own_a += values[members[i]];
         joint_q += row_sums[i];
-        twice_h[i * threads] = gram[int64_t(members[i]) * n + members[i]];
+        const T own = gram[int64_t(members[i]) * n + members[i]];
+        own_floor += floor_of(own, n);
+        twice_h[i * threads] = own;
       }
       for (int w = 0; 32 * w < k; ++w) seen[w * threads] = 0;
       // The empty coalition first, then one a step; of a walk that is worth its end alone, a last round of value only.
@@ -155,15 +154,18 @@ __global__ void region_kernel(RegionCall call, Layout layout, T* out, unsigned c
             if (bits >> (i % 32) & 1) left_out += x;
           }
           A += values[j];
+          floor += floor_of(row[j], n);
           Q += row[j] + 2 * (prefix_h[step * threads] - left_out);
           joint_q += 2 * row_sum;
         }
-        const T base = value(A, Q, least);
-        T gain = value(A + own_a, Q + joint_q, least) - base;
+        const T base = value(A, Q, floor);
+        T gain = value(A + own_a, Q + joint_q, floor + own_floor) - base;
         for (int i = 0; i < k; ++i) {
           const T e = twice_h[i * threads] + two * row[members[i]];
           twice_h[i * threads] = e;
-          if (value_it) gain -= value(A + values[members[i]], Q + e, least) - base;
+          if (!value_it) continue;
+          const T own = gram[int64_t(members[i]) * n + members[i]];
+          gain -= value(A + values[members[i]], Q + e, floor + floor_of(own, n)) - base;
         }
         if (value_it) total += gain;
       }

@@ -42,7 +42,8 @@ def aggregate(
         `Interactions`, with float64 values [n] or [C, n] and pairs [n, n] or [C, n, n] and standard errors of the same
         shapes (0 where the result is exact, NaN where nothing is known about them). A pair that was never evaluated is
         NaN, and with chosen pairs all values are. A NaN or infinite value makes its own game's results NaN (in
-        the permutation design, those that depend on it). Gradients do not pass.
+        the permutation design, those that depend on it). Gradients do not pass. The baseline is the value of the
+        empty coalition: it is NaN where the plan does not hold it, which can be so with a Banzhaf index.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape or value.
@@ -57,6 +58,8 @@ def aggregate(
     if players is not None and len(players) != plan.n:
         raise ValueError(f"players: expected {plan.n} names, got {len(players)}")
     y = values.detach().to("cpu", torch.float64).reshape(-1, len(plan))
+    empty = (plan.coalitions == 0).all(1).nonzero().flatten()[:1]
+    baseline = y[:, empty[0]] if len(empty) else y.new_full((len(y),), torch.nan)
     y = y - y[:, :1]  # differences alone matter; large common values would cost digits
     known = None
     if control is not None:
@@ -69,7 +72,7 @@ def aggregate(
         mean = mean + known
     error = variance.clamp(min=0).sqrt()
     one = values.dim() == 1
-    mean, error = (x[0] if one else x for x in (mean, error))
+    mean, error, baseline = (x[0] if one else x for x in (mean, error, baseline))
     off = ~torch.eye(plan.n, dtype=torch.bool)
     return Interactions(
         values=mean.diagonal(dim1=-2, dim2=-1).clone(),
@@ -81,13 +84,15 @@ def aggregate(
         p=plan.p,
         method="exact, all coalitions" if all(g.exhaustive for g in plan.groups) and plan.groups else plan.design,
         evaluations=len(plan),
+        baseline=baseline.clone(),
     )
 
 
 def _subtract_control(plan: Plan, y: Tensor, control: Game) -> tuple[Tensor, Tensor]:
     """The control's part of the result [C, n, n], and the values without it.
 
-    The coefficient is fitted to the coalitions that were sampled, less the mean of their group.
+    The coefficient is fitted to the coalitions that were sampled, less the mean of their group. It is 0 where the
+    control varies there by no more than rounding.
     """
     if not isinstance(control, Game):
         raise TypeError(f"control: expected a Game, got {type(control).__name__}")
@@ -104,7 +109,8 @@ def _subtract_control(plan: Plan, y: Tensor, control: Game) -> tuple[Tensor, Ten
         if len(b):
             b = b - b.mean()
             covariance, variance = covariance + (a * b).sum(1), variance + b.square().sum()
-    slope = covariance / variance.clamp(min=1e-300)
+    rounding = len(h) * (16 * torch.finfo(h.dtype).eps * h.abs().max()).square()
+    slope = torch.where(variance > rounding, covariance / variance, 0)
     return slope[:, None, None] * exact, y - slope[:, None] * h
 
 

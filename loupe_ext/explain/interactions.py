@@ -52,5 +52,6 @@ def interactions(
         return aggregate(planned, worth, control=control, players=list(game.players)).of_order(order)
     values = known.diagonal().clone()
     pairs = known.clone().fill_diagonal_(0)
-    found = Interactions(values, pairs, torch.zeros_like(values), torch.zeros_like(pairs), game.players, index, p)
-    return found.of_order(order)
+    errors = torch.zeros_like(values), torch.zeros_like(pairs)
+    baseline = game(torch.zeros(1, game.n, dtype=torch.bool))[0]
+    return Interactions(values, pairs, *errors, game.players, index, p, baseline=baseline).of_order(order)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ class Interactions:
         players: names of the players.
         index, p: "shapley", or "banzhaf" with its probability.
         method: how they were found.
-        evaluations: how often the game was evaluated; 0 for a closed form.
+        evaluations: how often the game was evaluated for the values; 0 for a closed form.
+        baseline: [] (or [C]): the value of the empty coalition, which the players' values are on top of; NaN where it
+            was not evaluated.
     """
 
     values: Tensor
@@ -40,6 +42,7 @@ class Interactions:
     p: float = 0.5
     method: str = "exact, closed form"
     evaluations: int = 0
+    baseline: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
     def __post_init__(self) -> None:
         check_index(self.index, self.p)
@@ -51,6 +54,12 @@ class Interactions:
             expected = (*self.values.shape[:-1][:1], *[self.n] * dims)
             if x.shape != expected:
                 raise ValueError(f"{name}: expected shape {expected}, got {tuple(x.shape)}")
+        check_tensor("baseline", self.baseline)
+        if self.baseline.dim() == 0:
+            object.__setattr__(self, "baseline", self.baseline.expand(self.values.shape[:-1]))
+        if self.baseline.shape != self.values.shape[:-1]:
+            expected, got = tuple(self.values.shape[:-1]), tuple(self.baseline.shape)
+            raise ValueError(f"baseline: expected shape {expected}, got {got}")
 
     @property
     def n(self) -> int:
@@ -82,14 +91,16 @@ class Interactions:
         """Plain numbers and lists."""
         tensors = {name: None if (x := getattr(self, name)) is None else x.tolist() for name in _TENSORS}
         rest = {"players": list(self.players), "index": self.index, "p": self.p}
-        return {**rest, "method": self.method, "evaluations": self.evaluations, **tensors}
+        rest |= {"method": self.method, "evaluations": self.evaluations, "baseline": self.baseline.tolist()}
+        return {**rest, **tensors}
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> "Interactions":
-        """The reverse of `to_dict`."""
+        """The reverse of `to_dict`; a baseline that is not stored is 0."""
         tensors = {
             name: None if stored[name] is None else torch.tensor(stored[name], dtype=torch.float64) for name in _TENSORS
         }
+        tensors["baseline"] = torch.tensor(stored.get("baseline", 0.0), dtype=torch.float64)
         return cls(**{**stored, "players": tuple(stored["players"]), **tensors})
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -124,7 +135,7 @@ class Interactions:
             interaction_lookup=lookup,
             estimated=not self.method.startswith("exact"),
             estimation_budget=self.evaluations,
-            baseline_value=0.0,
+            baseline_value=self.baseline.item(),
         )
 
     def plot(self, axes: Any = None) -> Any:

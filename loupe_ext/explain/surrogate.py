@@ -8,7 +8,7 @@ from torch import Tensor
 from loupe_ext.explain.plan import Plan, pattern_weights
 
 MAX_FEATURES = 3000
-SAMPLES_PER_FEATURE = 3
+SAMPLES_PER_FEATURE = 2
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ class Surrogate:
                 p1, p2 = _inclusion(t - here, n - 1)
                 rest = p1 * (a.sum(1)[:, None] - a) + p2 * (total - row)
                 diagonal += weight * (level + rest + here * (a + p1 * row))
-        out = self.level.new_zeros(len(self.level), n, n)
-        alone = a.sum(1)[:, None, None] - a[:, :, None] - a[:, None]  # of those without both
-        among = total[..., None] - row[:, :, None] - row[:, None] + b
-        towards = row[:, :, None] - b  # pairs of the row's player with those without both
-        for weight, i, j in ((pairs[0], 1, 1), (-pairs[1], 1, 0), (-pairs[1], 0, 1), (pairs[2], 0, 0)):
-            if weight:
-                p1, p2 = _inclusion(t - i - j, n - 2)
-                out += weight * (level[..., None] + p1 * alone + p2 * among + i * j * b)
-                out += weight * i * (a[:, :, None] + p1 * towards) + weight * j * (a[:, None] + p1 * towards.mT)
+        # A mean over coalitions with both, one or neither of i and j is that of t - 2, t - 1 or t others. What their
+        # weighted sum holds of the level, of the others' singles and pairs, and of i's pairs with the others:
+        both, one, none = pairs
+        (both1, both2), (one1, one2), (none1, none2) = (_inclusion(t - k, n - 2) for k in (2, 1, 0))
+        singles, doubles = both * both1 - 2 * one * one1 + none * none1, both * both2 - 2 * one * one2 + none * none2
+        towards = both * both1 - one * one1
+        common = (both - 2 * one + none) * level + singles * a.sum(1)[:, None] + doubles * total
+        side = (both - one - singles) * a + (towards - doubles) * row
+        out = (both + doubles - 2 * towards) * b + side[:, :, None] + (side + common)[:, None]
         return torch.diagonal_scatter(out, diagonal, dim1=1, dim2=2)
 
 
@@ -74,13 +74,14 @@ def _inclusion(size: int, players: int) -> tuple[float, float]:
 def fit(masks: Tensor, values: Tensor) -> Surrogate | None:
     """Least squares over coalitions bool [S, n] with values [C, S]; None if they are too few to fit anything.
 
-    Pairs are left out where there are too few coalitions for them, and the terms in 1/t where too few for both.
+    Pairs are left out where there are too few coalitions for them, and the terms in 1/t where too few for those. (Pairs
+    without terms in 1/t make the estimate worse than no pairs do.)
     """
     n = masks.shape[1]
     i, j = torch.triu_indices(n, n, 1)
     sizes = masks.sum(1)
     present = torch.unique(sizes)
-    for scales, pairs in ((2, True), (1, True), (2, False), (1, False)):
+    for scales, pairs in ((2, True), (2, False), (1, False)):
         width = scales * (n + len(i) * pairs) + len(present)
         if width <= MAX_FEATURES and SAMPLES_PER_FEATURE * width <= len(masks):
             break
@@ -108,25 +109,29 @@ def _normal_equations(
     """The Gram matrix of all features and their moments with the values, size by size.
 
     Within a size, a feature is a bit times a constant, so one product of bits serves all scales; counts below 2^24
-    are exact in float32.
+    are exact in float32. `both[k]` is their sum over sizes, weighted by t^-k.
     """
     q = inside.shape[1]
     width = scales * q + len(present)
     gram = values.new_zeros(width, width)
     moments = values.new_zeros(width, len(values))
+    both = values.new_zeros(2 * scales - 1, q, q)
     for s, size in enumerate(present.tolist()):
         here = sizes == size
         bits = inside[here].float()
-        both, totals = (bits.T @ bits).double(), bits.sum(0).double()
+        counts, totals = bits.T @ bits, bits.sum(0).double()
         with_values = bits.T.double() @ values[:, here].T
         at = scales * q + s
         factors = [float(scale) for scale in _scales(torch.tensor([size]))[:scales]]
+        for k, total in enumerate(both):
+            total.add_(counts, alpha=factors[-1] ** k)
         for k, f in enumerate(factors):
             rows = slice(k * q, (k + 1) * q)
-            for m, g in enumerate(factors):
-                gram[rows, m * q : (m + 1) * q] += f * g * both
             gram[rows, at] = gram[at, rows] = f * totals
             moments[rows] += f * with_values
         gram[at, at] = len(bits)
         moments[at] = values[:, here].sum(1)
+    for k in range(scales):
+        for m in range(scales):
+            gram[k * q : (k + 1) * q, m * q : (m + 1) * q] = both[k + m]
     return gram, moments

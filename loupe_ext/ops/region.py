@@ -50,8 +50,11 @@ def region_interactions(
     so :math:`I(R)` is negative on objects: :math:`-I(R)/|R|` finds them.
 
     "pooled-cosine": :math:`v(T)` is the cosine of the text with the sum of the patches in :math:`T`, which is how an
-    image's and a text's global embeddings are compared when patches are pooled by a mean or by weights. It is estimated
-    by walks over random permutations, whose prefixes without the region's patches are one coalition of each size.
+    image's and a text's global embeddings are compared when patches are pooled by a mean or by weights. The sum's
+    squared norm counts as at least :math:`4 n \varepsilon \sum_{i \in T} |x_i|^2` (:math:`\varepsilon` of the dtype it
+    is computed in), which is above its rounding error: where the patches of :math:`T` cancel, :math:`v(T)` is about 0.
+    It is estimated by walks over random permutations, whose prefixes without the region's patches are one coalition of
+    each size.
     "late-interaction": :math:`v(T) = \tfrac12 [\operatorname{mean}_{i \in T} \max_j s_{ij} + \tfrac1N \sum_j
     \max_{i \in T} s_{ij}]` with :math:`s_{ij}` the inner product of patch and word (normalise the features for
     cosines). It has a closed form: nothing is sampled, and the standard errors are 0.

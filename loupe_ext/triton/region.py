@@ -16,11 +16,12 @@ def _value(a, q, least):
 
 
 @triton.jit
-def _gain(A, Q, h, a, diagonal, member, own_a, own_q, least):
+def _gain(A, Q, floor, h, a, diagonal, floors, member, own_a, own_q, own_floor):
     """v(T+R) - v(T) - sum of v(T+i) - v(T) over R, of walks that are at T: small differences first."""
-    base = _value(A, Q, least)
-    alone = _value(A[:, None] + a[None, :], Q[:, None] + 2 * h + diagonal[None, :], least) - base[:, None]
-    joint = _value(A + own_a, Q + own_q + 2 * tl.sum(tl.where(member[None, :], h, 0.0), 1), least)
+    base = _value(A, Q, floor)
+    with_one = Q[:, None] + 2 * h + diagonal[None, :]
+    alone = _value(A[:, None] + a[None, :], with_one, floor[:, None] + floors[None, :]) - base[:, None]
+    joint = _value(A + own_a, Q + own_q + 2 * tl.sum(tl.where(member[None, :], h, 0.0), 1), floor + own_floor)
     return joint - base - tl.sum(tl.where(member[None, :], alone, 0.0), 1)
 
 
@@ -36,7 +37,7 @@ def _walks_kernel(
     n,
     WORDS: tl.constexpr,
     PREFIXES: tl.constexpr,
-    EPS_SQUARED: tl.constexpr,
+    EPS: tl.constexpr,
     TINY: tl.constexpr,
     BLOCK: tl.constexpr,
     P: tl.constexpr,
@@ -52,7 +53,8 @@ def _walks_kernel(
     a = tl.load(values + b * n + column, mask=player, other=0.0)
     gram += b * n * n
     diagonal = tl.load(gram + column * (n + 1), mask=player, other=0.0)
-    least = tl.maximum(tl.sum(diagonal) * EPS_SQUARED, TINY)
+    floors = diagonal * (4 * EPS * n.to(a.dtype))  # each patch's share of what Q counts as at least
+    own_floor = tl.sum(tl.where(member, floors, 0.0))
     own_a = tl.sum(tl.where(member, a, 0.0))
     steps = tl.where(size < 2, 0, n)
     with_members = a * 0
@@ -64,7 +66,8 @@ def _walks_kernel(
     h = tl.zeros([BLOCK, P], dtype=a.dtype)
     A = tl.zeros([BLOCK], dtype=a.dtype)
     Q = tl.zeros([BLOCK], dtype=a.dtype)
-    total = _gain(A, Q, h, a, diagonal, member, own_a, own_q, least)
+    floor = tl.zeros([BLOCK], dtype=a.dtype) + TINY
+    total = _gain(A, Q, floor, h, a, diagonal, floors, member, own_a, own_q, own_floor)
     at = (b * K + walk) * n
     for step in range(0, steps):
         j = tl.load(orders + at + step, mask=walk < K, other=-1)
@@ -74,10 +77,14 @@ def _walks_kernel(
         mine = mine & joins[:, None]
         A += tl.sum(tl.where(mine, a[None, :], 0.0), 1)
         Q += tl.sum(tl.where(mine, 2 * h + diagonal[None, :], 0.0), 1)
+        floor += tl.sum(tl.where(mine, floors[None, :], 0.0), 1)
         h += row
         if PREFIXES:
-            total += tl.where(joins, _gain(A, Q, h, a, diagonal, member, own_a, own_q, least), 0.0)
-    end = total / (n - size + 1).to(a.dtype) if PREFIXES else _gain(A, Q, h, a, diagonal, member, own_a, own_q, least)
+            total += tl.where(joins, _gain(A, Q, floor, h, a, diagonal, floors, member, own_a, own_q, own_floor), 0.0)
+    if PREFIXES:
+        end = total / (n - size + 1).to(a.dtype)
+    else:
+        end = _gain(A, Q, floor, h, a, diagonal, floors, member, own_a, own_q, own_floor)
     tl.store(out + region * K + walk, tl.where(size < 2, 0.0, end), mask=walk < K)
 
 
@@ -99,7 +106,7 @@ def walks(out: Tensor, values: Tensor, gram: Tensor, regions: Tensor, orders: Te
         n,
         WORDS=regions.shape[2],
         PREFIXES=prefixes,
-        EPS_SQUARED=precision.eps**2,
+        EPS=precision.eps,
         TINY=precision.tiny,
         BLOCK=block,
         P=P,
