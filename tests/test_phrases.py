@@ -244,7 +244,7 @@ class TestPairs:
     def test_word_pieces_as_in_bert(self, tmp_path):
         listed = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "zeb", "##ra", "##r", "-", "cafe", "##s", "like"]
         (tmp_path / "vocab.txt").write_text("\n".join(listed))
-        vocabulary = Vocabulary.read(tmp_path / "vocab.txt")
+        vocabulary = Vocabulary.read(str(tmp_path / "vocab.txt"))
         assert [vocabulary.pieces(word)[0] for word in listed[1:]] == list(range(1, len(listed)))
         pairs = Pairs.from_captions(self.images(1), ["a zebra-like Caf\u00e9s xyz"], vocabulary)
         assert pairs.caption(0) == "[CLS] a zeb ##ra - like cafe ##s [UNK] [SEP]"

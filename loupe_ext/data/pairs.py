@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from loupe_ext._checks import shown
 from loupe_ext.phrases.phrase import Chunker, check_text, tokens
 from loupe_ext.phrases.rules import chunk
 
@@ -83,7 +84,7 @@ class Vocabulary:
         """BERT's `vocab.txt`, one piece a line, the same ids: the first is "[PAD]"."""
         first, *words = Path(path).read_text(encoding="utf-8").splitlines() or [""]
         if first != "[PAD]":
-            raise ValueError(f"path: expected a first line [PAD], got {first!r} in {path}")
+            raise ValueError(f"path: expected a first line [PAD], got {shown(first)} in {path}")
         return cls(words)
 
     def decode(self, ids: Sequence[int]) -> str:
