@@ -8,7 +8,8 @@ import re
 import pytest
 
 from loupe_ext.cli import main
-from loupe_ext.demo import report, rows, table
+from loupe_ext.demo import report, rows, runs, table
+from loupe_ext.train import Interrupted
 
 for package in ("faster_coco_eval", "matplotlib", "PIL", "rich", "safetensors", "sklearn", "yaml"):
     pytest.importorskip(package)
@@ -91,6 +92,19 @@ def test_demo_again_repeats_nothing(demo):
     before = {path: path.stat().st_mtime_ns for path in (demo / "runs").iterdir()}
     assert main([*SMALL, "--out", str(demo)]) == 0
     assert {path: path.stat().st_mtime_ns for path in (demo / "runs").iterdir()} == before
+
+
+def test_a_worker_that_is_told_to_end_takes_no_further_run(tmp_path, monkeypatch):
+    def end(*_):
+        raise Interrupted(15, 1, 2, None)
+
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(runs, "perform", end)
+    monkeypatch.setattr("os._exit", leave)
+    with pytest.raises(SystemExit):
+        runs._work(rows.plan(1, 2, 64, 12)[0], tmp_path)
 
 
 def test_report_has_a_head_over_every_column():

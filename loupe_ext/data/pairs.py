@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loupe_ext._checks import check_int
+from loupe_ext._checks import check_int, shown
 from loupe_ext.extras import needs
 from loupe_ext.phrases.phrase import Chunker, check_text, tokens
 from loupe_ext.phrases.rules import chunk
@@ -95,7 +95,7 @@ class Vocabulary:
         """BERT's `vocab.txt`, one piece per line, the same ids: the first is "[PAD]"."""
         first, *words = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
         if first != PADDING:
-            raise ValueError(f"path: expected a first line {PADDING}, got {first!r} in {path}")
+            raise ValueError(f"path: expected a first line {PADDING}, got {shown(first)} in {path}")
         return cls(words)
 
     def decode(self, ids: Sequence[int]) -> str:

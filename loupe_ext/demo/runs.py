@@ -20,7 +20,7 @@ from loupe_ext._io import write
 from loupe_ext.data import Grounded, load
 from loupe_ext.demo.rows import Run
 from loupe_ext.extras import needs
-from loupe_ext.train import Progress, train
+from loupe_ext.train import Interrupted, Progress, train
 from loupe_ext.zeroshot.evaluate import choose_threshold, evaluate
 
 Result = dict[str, Any]
@@ -96,6 +96,14 @@ def perform(run: Run, out: Path) -> Result:
     return result
 
 
+def _work(run: Run, out: Path) -> Result:
+    """`perform` in a worker: one that is told to end takes no further run."""
+    try:
+        return perform(run, out)
+    except Interrupted:
+        os._exit(1)
+
+
 def stored(run: Run, out: Path) -> Result | None:
     """The result of an earlier, identical run."""
     try:
@@ -146,7 +154,7 @@ def perform_all(
         Display(len(runs), len(runs) - len(todo)) as display,
         ProcessPoolExecutor(workers, context, _start_worker, (messages,)) as pool,
     ):
-        pending: dict[Future[Result], Run] = {pool.submit(perform, run, out): run for run in todo}
+        pending: dict[Future[Result], Run] = {pool.submit(_work, run, out): run for run in todo}
         try:
             while pending:
                 done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)

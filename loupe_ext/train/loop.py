@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from loupe_ext._checks import check_int, shown
-from loupe_ext._io import check_path
 from loupe_ext.data.pairs import Pairs
 from loupe_ext.train import checkpoint
+from loupe_ext.train.check import check_run
 from loupe_ext.train.config import Config
+from loupe_ext.train.interrupt import Interrupted, signals_held
 from loupe_ext.train.task import Task
 
 
@@ -72,19 +73,24 @@ def train(
         extend: go on from a checkpoint of fewer `steps`, finished or not, with the learning rates that the new `steps`
             give. Where nothing is there yet it changes nothing.
 
+    The first SIGINT or SIGTERM (in the main thread) lets the step end, saves it, and raises `Interrupted`; a second one
+    acts at once, as without this function.
+
     Raises:
+        Interrupted: by a signal.
         TypeError: `pairs` are something else, such as scenes with their boxes.
         ValueError: the checkpoint at `path` is of another run or other data (the message says what differs), or torch
             has no such device here.
+        OSError, ImportError: as `check_run`.
         FloatingPointError: the loss is no longer finite.
     """
     if not isinstance(pairs, Pairs):
         raise TypeError(f"pairs: expected Pairs, got {type(pairs).__name__}")
+    device = check_run(config, device, path)
     if len(pairs) < config.batch:
         raise ValueError(f"pairs: expected at least a batch of {config.batch}, got {len(pairs)}")
     save_every = check_int("save_every", save_every, 1, 2**31)
-    device = _device(device)
-    path = None if path is None else check_path("path", path)
+    path = None if path is None else Path(path)
     data = {} if path is None else pairs.fingerprint()
     found = None if path is None or not path.exists() else _found(path, config, data, extend)
     with torch.random.fork_rng(devices=[]):
@@ -102,18 +108,29 @@ def train(
             history.setdefault(name, torch.full((config.steps,), torch.nan))[:first] = values[:first]
         seconds[:first] = found.tensors.get("seconds", seconds)[:first]
     task.bound_scales()
+
+    def keep(step: int) -> None:
+        if path is not None:
+            checkpoint.save(path, task, pairs.vocabulary, step, history, optimizer, seconds, data)
+
     start = time.perf_counter()
-    for step in range(first, config.steps):
-        begun = time.perf_counter()
-        losses = _step(task, optimizer, pairs, step)
-        seconds[step] = time.perf_counter() - begun
-        for name, value in losses.items():
-            history.setdefault(name, torch.full((config.steps,), torch.nan))[step] = value
-        if path is not None and ((step + 1) % save_every == 0 or step + 1 == config.steps):
-            checkpoint.save(path, task, pairs.vocabulary, step + 1, history, optimizer, seconds, data)
-        if report is not None:
-            pace = (time.perf_counter() - start) / (step + 1 - first)
-            report(Progress(step + 1, config.steps, losses, config.batch / pace, pace * (config.steps - step - 1)))
+    with signals_held() as held:
+        for step in range(first, config.steps):
+            begun = time.perf_counter()
+            losses = _step(task, optimizer, pairs, step)
+            seconds[step] = time.perf_counter() - begun
+            for name, value in losses.items():
+                history.setdefault(name, torch.full((config.steps,), torch.nan))[step] = value
+            due = (step + 1) % save_every == 0 or step + 1 == config.steps
+            if due:
+                keep(step + 1)
+            if report is not None:
+                pace = (time.perf_counter() - start) / (step + 1 - first)
+                report(Progress(step + 1, config.steps, losses, config.batch / pace, pace * (config.steps - step - 1)))
+            if held:
+                if not due:
+                    keep(step + 1)
+                raise Interrupted(held[0], step + 1, config.steps, path)
     return Trained(task.eval(), history, seconds.nanmedian().item())
 
 
@@ -138,15 +155,6 @@ def _found(path: Path, config: Config, data: dict[str, str], extend: bool) -> ch
         more = f"; and {len(clauses) - 5} more" if len(clauses) > 5 else ""
         raise ValueError("; ".join(clauses[:5]) + more)
     return found
-
-
-def _device(device: torch.device | str) -> torch.device:
-    try:
-        torch.empty(1, device=device).cpu()
-        return torch.device(device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"device: expected one that torch has here, got {str(device)!r} ({reason})") from error
 
 
 def _step(task: Task, optimizer: torch.optim.Optimizer, pairs: Pairs, step: int) -> dict[str, float]:

@@ -1,0 +1,59 @@
+"""What can be found wrong with a run before its data are made."""
+
+import os
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from loupe_ext._checks import shown
+from loupe_ext._io import check_writable
+from loupe_ext.extras import needs
+from loupe_ext.train.config import Config
+
+
+def check_run(
+    config: Config, device: torch.device | str = "cpu", path: str | os.PathLike[str] | None = None
+) -> torch.device:
+    """The device, if a run of this configuration can start on it and keep its checkpoint at `path`.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type, or torch has no such device here.
+        OSError: `path` cannot be written, or a folder of weights is not there.
+        ImportError: a package that this configuration needs is missing.
+    """
+    if not isinstance(config, Config):
+        raise TypeError(f"config: expected a Config, got {type(config).__name__}")
+    found = _device(device)
+    pretrained = [
+        (name, weights)
+        for name, weights, used in (
+            ("image_weights", config.image_weights, config.image_encoder == "swin"),
+            ("text_weights", config.text_weights, config.text_encoder == "bert"),
+        )
+        if used
+    ]
+    if pretrained:
+        with needs("transformers", "'loupe-ext[paper]'"):
+            import_module("transformers")
+    for name, weights in pretrained:
+        if weights and not Path(weights).is_dir():
+            raise FileNotFoundError(f"{name}: expected a folder, got {shown(weights)}")
+    if config.boxes:
+        with needs("scipy"):
+            import_module("scipy.ndimage")
+    if path is not None:
+        for package, module in (("safetensors", "safetensors.torch"), ("pyyaml", "yaml")):
+            with needs(package):
+                import_module(module)
+        check_writable("path", path)
+    return found
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        torch.empty(1, device=device).cpu()
+        return torch.device(device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device: expected one that torch has here, got {shown(str(device))} ({reason})") from error
