@@ -1,14 +1,13 @@
 """What can be found wrong with a run before its data are made."""
 
 import os
-from importlib import import_module
 from pathlib import Path
 
 import torch
 
 from loupe_ext._checks import shown
 from loupe_ext._io import check_writable
-from loupe_ext.extras import needs
+from loupe_ext.extras import require
 from loupe_ext.train.config import Config
 
 
@@ -33,19 +32,15 @@ def check_run(
         )
         if used
     ]
-    if pretrained:
-        with needs("transformers", "'loupe-ext[paper]'"):
-            import_module("transformers")
+    require(
+        *(["transformers"] if pretrained else []),
+        *(["scipy"] if config.boxes else []),
+        *(["safetensors", "pyyaml"] if path is not None else []),
+    )
     for name, weights in pretrained:
         if weights and not Path(weights).is_dir():
             raise FileNotFoundError(f"{name}: expected a folder, got {shown(weights)}")
-    if config.boxes:
-        with needs("scipy"):
-            import_module("scipy.ndimage")
     if path is not None:
-        for package, module in (("safetensors", "safetensors.torch"), ("pyyaml", "yaml")):
-            with needs(package):
-                import_module(module)
         check_writable("path", path)
     return found
 
