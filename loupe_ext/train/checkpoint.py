@@ -61,7 +61,7 @@ class Checkpoint:
         if optimizer is not None and not any(name.startswith("optimizer.") for name in self.tensors):
             raise ValueError(f"path: expected a checkpoint with the optimiser's state, got none in {self.path}")
         want = _state(task, optimizer)
-        for name in want.keys() | {name for name in self.tensors if name.startswith("model.")}:
+        for name in sorted(want.keys() | {name for name in self.tensors if name.startswith("model.")}):
             expected, got = (
                 f"{x.dtype} {list(x.shape)}" if (x := of.get(name)) is not None else "none"
                 for of in (want, self.tensors)
