@@ -6,7 +6,8 @@ Triton's interpreter has to be switched on before triton is imported, so it has 
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -19,16 +20,60 @@ from tests.samples import Pairs
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CPU = [f"cpu-{target}" for target in _C.cpu_targets()]
-GPU = ["cuda", "triton"] if torch.cuda.is_available() else []
+GPU_DEVICE = os.environ.get("LOUPE_GPU_DEVICE", "cuda")  # "meta": tests/fake_gpu.py
+GPU = ["cuda", "triton"] if torch.cuda.is_available() or GPU_DEVICE != "cuda" else []
 BACKENDS = ["triton"] if INTERPRETED else [*CPU, "emulated-cuda", *GPU]
 SLOW = ("emulated-cuda",) if not INTERPRETED else ("emulated-cuda", "triton")  # interpreted thread by thread
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 2e-2}
 
+T = TypeVar("T")
+# Of the problems below and of tests/test_moments.py, those that compiled Triton serves too (see `few`).
+COMPILED = {
+    "1x1",
+    "9x5",
+    "two-sided-banzhaf",
+    "ragged",
+    "ties",
+    "maxsim-ragged",
+    "no-regions",
+    "49x30",
+    "3x1024",
+    "1024x5",
+}
+COMPILED |= {"65x66-two-sided", "one-player", "63-players", "several-parts", "200-players", "parts-of-groups"}
+
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
+def in_turn(problems: Callable[[bool], Iterable[Any]], start: int = 0) -> list[Any]:
+    """Parameters (backend, problem, dtype): every problem in float64, and in other dtypes by turns.
+
+    A kernel computes in float64 or in float32, and half types differ only in how they are loaded and stored. So the
+    CPU's, whose vectors are as many lanes as the dtype allows, get both and one half type; the others, which cost a
+    process or a compiled kernel each, get float64 and one of the other three. `problems` is given `small`.
+    """
+    halves, cases = (torch.float16, torch.bfloat16), []
+    for backend in BACKENDS:
+        served = problems(backend in SLOW)
+        if backend == "triton" and not INTERPRETED:
+            served = [x for x in served if str(x) in COMPILED]
+        for turn, problem in enumerate(served, start):
+            rest = [torch.float32, halves[turn % 2]] if backend in CPU else [(torch.float32, *halves)[turn % 3]]
+            for dtype in (torch.float64, *rest):
+                name = f"{backend}-{problem}-{str(dtype).removeprefix('torch.')}"
+                cases.append(pytest.param(backend, problem, dtype, id=name))
+    return cases
+
+
 def device_of(backend: str) -> str:
-    return "cuda" if backend in GPU else "cpu"
+    return GPU_DEVICE if backend in GPU else "cpu"
+
+
+def few(backend: str, items: Iterable[T]) -> list[T]:
+    """All items; the first and the last for compiled Triton, which needs seconds for every size and has been through
+    all of them interpreted."""
+    items = list(items)
+    return [items[0], items[-1]] if backend == "triton" and not INTERPRETED else items
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from tests.backends import GPU
+
 
 @pytest.fixture(autouse=True)
 def _uninitialised_memory_is_nan():
@@ -9,3 +11,17 @@ def _uninitialised_memory_is_nan():
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: a test that runs on a GPU, or on whatever device stands in for one")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if (
+            item.get_closest_marker("gpu") is None
+            and hasattr(item, "callspec")
+            and item.callspec.params.get("backend") in GPU
+        ):
+            item.add_marker(pytest.mark.gpu)

@@ -12,7 +12,7 @@ import loupe_ext
 from loupe_ext import coalition_moments, pack_coalitions, unpack_coalitions
 from python_ref import moments as reference
 from tests import emulation
-from tests.backends import BACKENDS, SLOW, assert_close, device_of, every_backend, selected
+from tests.backends import BACKENDS, SLOW, assert_close, device_of, every_backend, in_turn, selected
 from tests.samples import random_coalitions
 from tests.triton_ahead import compiled
 
@@ -102,10 +102,8 @@ class TestReference:
 
 
 class TestValues:
-    @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
     @pytest.mark.parametrize(
-        ("backend", "case"),
-        [(b, x) for b in BACKENDS for x in ({**CASES, **SMALL} if b in SLOW else {**CASES, **LARGE, **SMALL})],
+        ("backend", "case", "dtype"), in_turn(lambda small: [*CASES, *([] if small else LARGE), *SMALL])
     )
     def test_values_and_gradients_match_the_reference(self, backend, case, dtype):
         arguments = inputs({**CASES, **LARGE, **SMALL}[case], dtype)
@@ -285,6 +283,7 @@ class TestOffsetsThatNobodyChecked:
         arguments = self.coalitions, self.values, 6, self.offsets
         self.check(emulation.moments(*arguments), emulation.moments(*arguments, grad))
 
+    @pytest.mark.gpu
     @pytest.mark.skipif("triton" not in BACKENDS, reason="needs the interpreter or a GPU")
     def test_triton(self):
         from loupe_ext.triton import moments as kernels

@@ -15,7 +15,18 @@ import loupe_ext
 from loupe_ext import pairwise_interactions
 from python_ref import brute
 from python_ref import pairwise as reference
-from tests.backends import BACKENDS, SLOW, TOLERANCE, assert_close, every_backend, pairwise, selected
+from tests.backends import (
+    BACKENDS,
+    SLOW,
+    TOLERANCE,
+    assert_close,
+    device_of,
+    every_backend,
+    few,
+    in_turn,
+    pairwise,
+    selected,
+)
 from tests.samples import Pairs, pairs_problems, random_pairs
 from tests.triton_ahead import compiled
 
@@ -72,17 +83,12 @@ class TestReference:
 class TestValues:
     @every_backend
     def test_matches_the_shared_vectors(self, backend):
-        for t in range(9):
+        for t in few(backend, range(9)):
             for name in INDICES:
                 problem, want = vector(t, name)
                 assert_close(pairwise(backend, problem)[0], want, 1e-12)
 
-    @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
-    @pytest.mark.parametrize(
-        ("backend", "problem"),
-        [(b, x) for b in BACKENDS for x in pairs_problems(small=b in SLOW)],
-        ids=lambda x: str(x),
-    )
+    @pytest.mark.parametrize(("backend", "problem", "dtype"), in_turn(pairs_problems))
     def test_values_and_gradients_match_the_reference(self, backend, problem, dtype):
         problem = problem.to(dtype)
         grad = upstream(problem.scores)
@@ -323,9 +329,9 @@ class TestAutograd:
     def test_gradcheck(self, backend, index):
         if backend == "emulated-cuda":
             pytest.skip("the emulator has no autograd; its gradients are compared with the reference's")
-        s = random_pairs(2, 3, 4).requires_grad_()
-        c = random_pairs(2, 3, 4, 1).requires_grad_()
-        lengths = torch.tensor([3, 2])
+        place = device_of(backend)
+        s, c = (random_pairs(2, 3, 4, seed).to(place).requires_grad_() for seed in range(2))
+        lengths = torch.tensor([3, 2], device=place)
         with selected(backend) as name:
             call = lambda *x: pairwise_interactions(*x, region_lengths=lengths, index=index, p=0.3, backend=name)  # noqa: E731
             assert torch.autograd.gradcheck(call, (s,))

@@ -20,7 +20,7 @@ from loupe_ext import (
 from python_ref import brute
 from python_ref import region as reference
 from tests import emulation
-from tests.backends import BACKENDS, SLOW, assert_close, every_backend, region_walks, selected
+from tests.backends import BACKENDS, SLOW, assert_close, device_of, every_backend, region_walks, selected
 from tests.samples import Regions, random_masks, random_pairs, random_regions, region_problems
 from tests.triton_ahead import compiled
 
@@ -177,15 +177,14 @@ class TestPooledCosine:
         problem = random_regions("", 2, 4, 9, walks=20)
         if backend == "emulated-cuda":
             pytest.skip("the emulator has the walks alone")
+        inputs = [x.to(device_of(backend)) for x in (problem.patches, problem.text, problem.masks)]
         with selected(backend) as name:
-            got = region_interactions(
-                problem.patches, problem.text, problem.masks, index=index, p=0.4, num_samples=20, seed=3, backend=name
-            )
+            got = region_interactions(*inputs, index=index, p=0.4, num_samples=20, seed=3, backend=name)
         a, gram = reference.pooled_cosine(problem.patches, problem.text)
         values = reference.walk_values(a, gram, problem.masks, orders_of(problem, index), index == "shapley")
         pairs = (values[..., ::2] + values[..., 1::2]) / 2
-        assert_close(got[0], pairs.mean(-1), 1e-11)
-        assert_close(got[1], pairs.std(-1) / math.sqrt(10), 1e-8)
+        assert_close(got[0].cpu(), pairs.mean(-1), 1e-11)
+        assert_close(got[1].cpu(), pairs.std(-1) / math.sqrt(10), 1e-8)
 
     @pytest.mark.parametrize("antithetic", [True, False])
     @pytest.mark.parametrize(("index", "p"), [("shapley", 0.5), ("banzhaf", 0.5), ("banzhaf", 0.25)])

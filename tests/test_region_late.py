@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from loupe_ext import region_interactions
 from python_ref import brute
 from python_ref import region as reference
-from tests.backends import assert_close, every_backend, region_maxima, selected
+from tests.backends import assert_close, device_of, every_backend, region_maxima, selected
 from tests.samples import random_masks, random_pairs
 from tests.test_region import DTYPES, INDICES, VECTORS, vector
 
@@ -64,12 +64,11 @@ class TestLateInteraction:
         if backend == "emulated-cuda":
             pytest.skip("the emulator has the maxima alone")
         patches, words, masks = random_pairs(2, 9, 4), random_pairs(2, 5, 4, 1), random_masks(2, 4, 9, 0.5)
+        inputs = [x.to(device_of(backend)) for x in (patches, words, masks)]
         with selected(backend) as name:
-            value, _ = region_interactions(
-                patches, words, masks, game="late-interaction", index="banzhaf", backend=name
-            )
+            value, _ = region_interactions(*inputs, game="late-interaction", index="banzhaf", backend=name)
         want = reference.late_interactions(patches @ words.transpose(1, 2), masks, None, "banzhaf")
-        assert_close(value, want, 1e-12)
+        assert_close(value.cpu(), want, 1e-12)
 
     @pytest.mark.parametrize("name", INDICES)
     @pytest.mark.parametrize("t", range(6))

@@ -15,7 +15,19 @@ from loupe_ext import pairwise_interactions, shapley_values
 from python_ref import brute
 from python_ref import pairwise as pairwise_reference
 from python_ref import sides as reference
-from tests.backends import BACKENDS, SLOW, TOLERANCE, assert_close, every_backend, pairwise, selected, sides
+from tests.backends import (
+    BACKENDS,
+    SLOW,
+    TOLERANCE,
+    assert_close,
+    device_of,
+    every_backend,
+    few,
+    in_turn,
+    pairwise,
+    selected,
+    sides,
+)
 from tests.samples import Pairs, pairs_problems, random_pairs
 from tests.test_pairwise import upstream
 from tests.triton_ahead import compiled
@@ -121,17 +133,18 @@ class TestValues:
     @every_backend
     @every_order
     def test_matches_the_shared_vectors(self, backend, order):
-        for t in range(7):
+        for t in few(backend, range(7)):
             for game, index in CASES:
                 problem, want = vector(t, game, index, order)
                 assert_close(together(sides(backend, problem, order), *pairwise(backend, problem)), want, 1e-12)
 
-    @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
-    @every_order
     @pytest.mark.parametrize(
-        ("backend", "problem"),
-        [(b, x) for b in BACKENDS for x in pairs_problems(small=b in SLOW)],
-        ids=lambda x: str(x),
+        ("order", "backend", "problem", "dtype"),
+        [
+            pytest.param(order, *x.values, id=f"{order}-{x.id}")
+            for order in (1, 2)
+            for x in in_turn(pairs_problems, start=order)
+        ],
     )
     def test_values_and_gradients_match_the_reference(self, backend, problem, order, dtype):
         problem = problem.to(dtype)
@@ -144,7 +157,7 @@ class TestValues:
 
     @every_backend
     def test_shapley_values_add_up_to_the_score(self, backend):
-        for problem in pairs_problems(small=backend in SLOW):
+        for problem in few(backend, pairs_problems(small=backend in SLOW)):
             if problem.index == "shapley" and problem.scores.numel():
                 regions, phrases = sides(backend, problem, 1)
                 assert_close(regions.sum(1) + phrases.sum(1), score(problem), 1e-12)
@@ -340,8 +353,10 @@ class TestAutograd:
         if backend == "emulated-cuda":
             pytest.skip("the emulator has no autograd; its gradients are compared with the reference's")
         shape = (2, 2, 3) if backend in SLOW else (2, 3, 4)
-        inputs = [random_pairs(*shape, seed).requires_grad_() for seed in range(1 if game == "maxsim" else 2)]
-        options = {"region_lengths": torch.tensor([shape[1], 1]), "game": game, "index": index, "p": 0.3}
+        place, seeds = device_of(backend), range(1 if game == "maxsim" else 2)
+        inputs = [random_pairs(*shape, seed).to(place).requires_grad_() for seed in seeds]
+        lengths = torch.tensor([shape[1], 1], device=place)
+        options = {"region_lengths": lengths, "game": game, "index": index, "p": 0.3}
         with selected(backend) as name:
             assert torch.autograd.gradcheck(lambda *x: shapley_values(*x, backend=name, **options), inputs)
             every_pair = lambda *x: pairwise_interactions(*x, pairs="all", backend=name, **options)  # noqa: E731
