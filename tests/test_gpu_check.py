@@ -1,0 +1,174 @@
+"""What of `make gpu-check` (bench/gpu_check.py) can be tested without a GPU."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import gpu_check, gpu_speed
+from tests.backends import BACKENDS, INTERPRETED, SLOW, TOLERANCE, in_turn
+from tests.samples import pairs_problems
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="the other test run has been here")
+
+
+PLANTED = """
+import torch, loupe_ext
+from tests.backends import device_of, every_backend
+
+@every_backend
+def test_hands_over_what_is_on_the_cpu(backend):
+    loupe_ext.pairwise_interactions(torch.zeros(2, 2), backend=backend)
+
+@every_backend
+def test_numbers_say_nothing(backend):
+    x = torch.zeros(2, 2, device=device_of(backend))
+    assert loupe_ext.pairwise_interactions(x, backend=backend).cpu().sum() == 1
+"""
+
+
+def test_no_gpu_test_hands_cpu_tensors_to_its_backend(tmp_path):
+    (tmp_path / "test_planted.py").write_text(PLANTED)
+    plugins = ["-p", "no:xdist", "-p", "tests.fake_gpu", "-c", "pyproject.toml", "--rootdir", "."]
+    command = [sys.executable, "-m", "pytest", *gpu_check.TESTS, tmp_path, "-m", "gpu", *plugins, "--tb=line"]
+    done = subprocess.run(command, env={**os.environ, "LOUPE_GPU_DEVICE": "meta"}, capture_output=True, text=True)
+    failed = re.findall(r"FAILED \S*::(\S+)", done.stdout)
+    assert failed == [f"test_hands_over_what_is_on_the_cpu[{x}]" for x in ("cuda", "triton")], done.stdout
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 60
+
+
+def test_dtypes_in_turn_reach_every_backend_and_every_problem():
+    cases = [x.values for x in in_turn(pairs_problems)]
+    for backend in BACKENDS:
+        for problem in pairs_problems(small=backend in SLOW):
+            dtypes = {dtype for b, p, dtype in cases if (b, str(p)) == (backend, problem.name)}
+            assert len(dtypes) == (2 if backend in SLOW else 3)
+        assert {dtype for b, _, dtype in cases if b == backend} == set(TOLERANCE)
+
+
+class TestPhases:
+    @pytest.fixture
+    def check(self, tmp_path):
+        (tmp_path / "work").mkdir()
+        shares = {"first": 1, "second": 1, "last": 2}
+        return gpu_check.Check(tmp_path / "results" / "gpu.json", tmp_path / "work", 8, shares)
+
+    def found(self, check):
+        return json.loads(check.path.read_text())
+
+    def test_a_phase_leaves_its_unused_time_to_the_next(self, check):
+        given = []
+        for name in ("first", "second", "last"):
+            check.phase(name, lambda most: given.append(most) or {"passed": True})
+        assert given == pytest.approx([2, 8 / 3, 8], abs=0.5)
+
+    def test_every_phase_is_written_as_it_ends_and_an_error_is_one(self, check):
+        assert not check.phase("first", lambda most: 1 / 0)
+        assert self.found(check)["checks"]["first"]["summary"] == "ZeroDivisionError: division by zero"
+        assert not self.found(check)["complete"]
+        assert check.phase("second", lambda most: {"passed": True})
+        assert check.phase("last", lambda most: {"passed": True})
+        assert self.found(check)["complete"]
+        assert list(check.path.parent.iterdir()) == [check.path]
+
+    def test_no_time_left_is_a_failure_that_is_written(self, check):
+        check.until = time.monotonic()
+        assert not check.phase("first", lambda most: {"passed": True})
+        assert self.found(check)["checks"]["first"]["summary"] == "no time was left"
+
+    def test_a_command_is_cut_off_with_all_that_it_started(self, check):
+        begin = time.monotonic()
+        wrong, output = check.run("log", ["bash", "-c", "echo begun; sleep 100 & echo $!; wait"], 2)
+        assert time.monotonic() - begin < 10
+        assert wrong == "cut off after 2 s"
+        begun, child = output.split()
+        assert begun == "begun"
+        time.sleep(0.1)
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(child), 0)
+
+    def test_failures_are_told_as_they_happen_also_of_a_run_that_is_cut_off(self, check, capsys):
+        (check.work / "bench").symlink_to(gpu_check.ROOT / "bench")
+        (check.work / "test_planted.py").write_text(
+            "import os, time\n"
+            "def test_right(): pass\n"
+            "def test_wrong(): assert 'left' == 'right', 'two sides'\n"
+            "def test_that_ends_the_run_once_the_failure_is_told():\n"
+            "    while 'two sides' not in open(os.environ['LOUPE_REPORT']).read(): time.sleep(0.01)\n"
+            "    os.kill(os.getppid(), 9)\n"
+        )
+        result = check.tests("planted", ["-n", "1", "test_planted.py"], 100)
+        assert not result["passed"]
+        assert result["summary"] == "1 passed, 1 failed, 0 skipped; exit status -9"
+        (failure,) = result["failures"]
+        assert failure["test"] == "test_planted.py::test_wrong"
+        assert "two sides" in failure["error"]
+        assert "FAILED test_planted.py::test_wrong: AssertionError: two sides" in capsys.readouterr().out
+
+    def test_tests_that_are_all_skipped_did_not_pass(self, check, monkeypatch):
+        def run(log, command, seconds, LOUPE_REPORT):
+            Path(LOUPE_REPORT).write_text('{"test": "test_it", "outcome": "skipped", "seconds": 0}\n')
+            return "", ""
+
+        monkeypatch.setattr(check, "run", run)
+        result = check.tests("planted", [], 1)
+        assert (result["passed"], result["summary"]) == (False, "0 passed, 0 failed, 1 skipped")
+
+
+class TestSpeed:
+    def test_times_are_the_devices_and_calls_take_turns(self):
+        """A device that works through a queue, while the host's clock stands still."""
+        clock, order = [0.0], []
+
+        class Event:
+            def record(self):
+                self.at = clock[0]
+
+            def elapsed_time(self, end):  # in milliseconds
+                return end.at - self.at
+
+        def call(name, milliseconds):
+            def work():
+                order.append(name)
+                clock[0] += milliseconds
+
+            return work
+
+        def hold():
+            clock[0] += 1000
+
+        calls = [call("a", 2.0), call("b", 2.5), call("c", 2.0)]
+        assert gpu_speed.microseconds(calls, Event, hold, lambda: None, rounds=2, length=7) == 2000
+        assert order == [*"abc"] * 5 + ["a", "b"]
+
+    def test_input_sets_exceed_the_cache_and_the_copy_moves_as_many_bytes(self):
+        made, timed = [], []
+
+        def make():
+            x = torch.zeros(100)
+            made.append(x)
+            return (lambda: None), [x, x]  # read, and written: 800 bytes
+
+        def record(calls):
+            timed.append([call() for call in calls])
+            return 4.0 if len(timed) == 1 else 1.0
+
+        row = gpu_speed.measure(gpu_speed.Case("op", "size", "forward", "cuda", make), 2000, record)
+        assert row["sets"] == len(made) == len(timed[0]) == 5  # twice 2,000 bytes
+        assert [x.numel() for x in timed[1]] == [400] * 5  # bytes read, and as many written
+        assert row["of_copy"] == 0.25
+
+    def test_every_case_can_be_called(self):
+        seen = set()
+        for case in gpu_speed.cases("cpu", "cpu", shrink=1 << 13):
+            call, tensors = case.make()
+            call()
+            assert gpu_speed.size_of(tensors) > 0
+            seen.add((case.op, case.size, case.direction))
+        assert len(seen) == 14 + 8 + 4
