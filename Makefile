@@ -20,6 +20,8 @@ $(VENV)/.built: $(VENV)/.torch pyproject.toml CMakeLists.txt $(shell find csrc -
 demo: env
 	$(VENV)/bin/loupe demo
 
+# A thread per worker: more would spin while they wait for each other's cores. Tests of threads set their number.
+test: export OMP_NUM_THREADS = 1
 test: env
 	$(RUN) -m pytest -n 2
 	TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 -k triton
