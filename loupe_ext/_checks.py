@@ -41,14 +41,22 @@ def check_floating(name: str, value: Tensor) -> None:
         raise TypeError(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {value.dtype}")
 
 
-def check_like(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """`value` must have the shape, dtype and device of `other`."""
+def check_dtype(name: str, value: object) -> None:
+    """None, or the dtype of a floating result."""
+    if value is not None and value not in FLOATS:
+        raise TypeError(f"{name}: expected None, float16, bfloat16, float32 or float64, got {value!r}")
+
+
+def check_like(name: str, value: Tensor, other_name: str, other: Tensor, dtype: bool = True) -> None:
+    """`value` must have the shape, device and (without `dtype`, any floating) dtype of `other`."""
+    check_tensor(name, value)
     if value.shape != other.shape:
         raise ValueError(f"{name}: expected the shape of {other_name} {tuple(other.shape)}, got {tuple(value.shape)}")
-    if value.dtype != other.dtype:
+    if not dtype:
+        check_floating(name, value)
+    elif value.dtype != other.dtype:
         raise TypeError(f"{name}: expected the dtype of {other_name} ({other.dtype}), got {value.dtype}")
-    if value.device != other.device:
-        raise ValueError(f"{name}: expected the device of {other_name} ({other.device}), got {value.device}")
+    check_device(name, value, other_name, other)
 
 
 def check_lengths(name: str, value: object, shape: torch.Size, device: torch.device) -> None:
@@ -128,15 +136,36 @@ def check_features(name: str, value: object, dims: str) -> Tensor:
 
 
 def check_same(name: str, value: Tensor, other_name: str, other: Tensor, dims: dict[str, tuple[int, int]]) -> None:
-    """The dtypes must agree, and sizes: `dims` maps a dimension's letter to its places in `value` and in `other`."""
+    """Sizes and devices must agree: `dims` maps a dimension's letter to its places in `value` and in `other`."""
     for letter, (i, j) in dims.items():
         if value.shape[i] != other.shape[j]:
             raise ValueError(
                 f"{name}: expected the {letter} of {other_name} ({other.shape[j]}) at dimension {i}, "
                 f"got {tuple(value.shape)}"
             )
-    if value.dtype != other.dtype:
-        raise TypeError(f"{name}: expected the dtype of {other_name} ({other.dtype}), got {value.dtype}")
+    check_device(name, value, other_name, other)
+
+
+def check_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.device != other.device:
+        raise ValueError(f"{name}: expected the device of {other_name} ({other.device}), got {value.device}")
+
+
+def check_scale(scale: object, device: torch.device) -> Tensor | float:
+    """An inverse temperature: a number above 0, or a floating tensor of one element, which isn't read."""
+    if not isinstance(scale, Tensor):
+        try:
+            return check_number("scale", scale, 0, above=True)
+        except TypeError:
+            got = type(scale).__name__
+            raise TypeError(f"scale: expected a number or a floating tensor of one element, got {got}") from None
+    check_tensor("scale", scale)
+    check_floating("scale", scale)
+    if scale.numel() != 1 or scale.dim() > 1:
+        raise ValueError(f"scale: expected a tensor of one element, shape [] or [1], got {tuple(scale.shape)}")
+    if scale.device != device and scale.device.type != "cpu":
+        raise ValueError(f"scale: expected device {device} or cpu, got {scale.device}")
+    return scale.reshape(())
 
 
 def length_mask(name: str, lengths: Tensor | None, like: Tensor, dim: int) -> Tensor:

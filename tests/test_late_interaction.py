@@ -232,7 +232,7 @@ class TestBadInput:
             (lambda x, y: (x[:, :0], y), ValueError, r"regions: expected shape .* got \(2, 0, 5\)"),
             (lambda x, y: (x, y[0]), ValueError, r"tokens: expected shape \[B, N, d\], .* got \(4, 5\)"),
             (lambda x, y: (x, y[..., :3]), ValueError, r"tokens: expected the d of regions \(5\)"),
-            (lambda x, y: (x, y.float()), TypeError, "tokens: expected the dtype of regions"),
+            (lambda x, y: (x, y.bool()), TypeError, "tokens: expected dtype"),
             (lambda x, y: (x.long(), y), TypeError, "regions: expected dtype"),
             (lambda x, y: (x, y, TOKEN_LENGTHS), ValueError, r"region_lengths: expected shape \(2,\)"),
             (lambda x, y: (x, y, None, REGION_LENGTHS), ValueError, r"token_lengths: expected shape \(3,\)"),

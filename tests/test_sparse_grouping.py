@@ -145,7 +145,7 @@ class TestBadInput:
             (lambda p, t: (p, t[:, :0], 1.0), ValueError, r"tokens: .* none of them 0, got \(3, 0, 5\)"),
             (lambda p, t: (p[:2], t, 1.0), ValueError, r"tokens: expected the B of patches \(2\)"),
             (lambda p, t: (p, t[..., :4], 1.0), ValueError, r"tokens: expected the d of patches \(5\)"),
-            (lambda p, t: (p, t.float(), 1.0), TypeError, "tokens: expected the dtype of patches"),
+            (lambda p, t: (p, t.bool(), 1.0), TypeError, "tokens: expected dtype"),
             (lambda p, t: (p, t, 1.0, LENGTHS - 1), ValueError, r"token_lengths: expected lengths in 1..4, got 0..3"),
             (lambda p, t: (p, t, 1.0, [2, 4, 1]), TypeError, "token_lengths: expected a torch.Tensor, got list"),
         ],

@@ -88,7 +88,7 @@ def test_the_working_sign_prefers_the_object_and_the_literal_one_does_not(game):
     [
         ({"interactions": torch.zeros(2, 4, 1)}, ValueError, r"interactions: expected shape \[B, M\]"),
         ({"interactions": torch.zeros(2, 3)}, ValueError, r"interactions: expected the M of confidence \(4\)"),
-        ({"interactions": torch.zeros(2, 4).double()}, TypeError, "interactions: expected the dtype of confidence"),
+        ({"interactions": torch.zeros(2, 4).bool()}, TypeError, "interactions: expected dtype"),
         ({"confidence": torch.zeros(2, 4).long()}, TypeError, "confidence: expected dtype"),
         ({"sizes": SIZES.float()}, TypeError, "sizes: expected an int64 tensor, got torch.float32"),
         ({"sizes": [4, 4]}, TypeError, "sizes: expected an int64 tensor, got list"),

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 
-from loupe_ext._checks import check_features, check_same, length_mask
+from loupe_ext._checks import check_features, check_number, check_same, length_mask
+from loupe_ext._dtypes import widened
 
 
 def box_loss(
@@ -23,13 +24,15 @@ def box_loss(
     those between are ignored. Of several inner halves the smallest box counts.
 
     Args:
-        boxes: [B, n, 4], x0, y0, x1, y1, what each patch proposes; confidence: [B, n] logits.
+        boxes: [B, n, 4], x0, y0, x1, y1, what each patch proposes; confidence: [B, n] logits. Floating dtypes, which
+            promote, here and below.
         targets: [B, P, 4] pseudo boxes; target_lengths: [B] int32 or int64; None: all P.
         centres: [n, 2], x and y of the patches.
         weight: of the regression. beta: where smooth-L1 turns from squared to absolute, in pixels.
 
     Returns:
-        A scalar; gradients flow to `boxes` and `confidence`.
+        A scalar in the promoted dtype of `boxes` and `confidence`, to which gradients flow. Half types are computed in
+        float32.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or shape.
@@ -41,7 +44,10 @@ def box_loss(
     check_same("confidence", confidence, "boxes", boxes, {"B": (0, 0), "n": (1, 1)})
     check_same("targets", targets, "boxes", boxes, {"B": (0, 0)})
     check_same("centres", centres, "boxes", boxes, {"n": (0, 1)})
+    weight, beta = check_number("weight", weight, 0), check_number("beta", beta, 0)
     present = length_mask("target_lengths", target_lengths, targets, 1)[:, None]
+    dtype = torch.promote_types(boxes.dtype, confidence.dtype)
+    _, (boxes, confidence, targets, centres) = widened(boxes, confidence, targets, centres)
     low, high = targets[:, None, :, :2], targets[:, None, :, 2:]
     away = ((centres[:, None] - (low + high) / 2) / (high - low).clamp(min=1e-6)).abs().amax(-1)  # [B, n, P]
     inner = (away < 0.25) & present
@@ -53,4 +59,4 @@ def box_loss(
     chosen = inner | outside
     objectness = binary_cross_entropy_with_logits(confidence, inner.to(confidence.dtype), reduction="none")
     regressed = (regression * inner).sum() / inner.sum().clamp(min=1)
-    return weight * regressed + (objectness * chosen).sum() / chosen.sum().clamp(min=1)
+    return (weight * regressed + (objectness * chosen).sum() / chosen.sum().clamp(min=1)).to(dtype)

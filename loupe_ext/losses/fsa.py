@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from loupe_ext._checks import check_features, check_like, check_same, length_mask
+from loupe_ext._checks import check_features, check_like, check_number, check_same, check_scale, length_mask
+from loupe_ext._dtypes import no_autocast, widened
 from loupe_ext.losses.sampled import sampled_interactions
 from loupe_ext.ops import pairwise_interactions
 
@@ -26,7 +27,8 @@ def alignment_interactions(
         num_samples, seed: of `sampled_interactions`, to estimate them instead; None: exact.
 
     Returns:
-        [B, M, N], 0 at the padding. Differentiable once; estimates are constants.
+        [B, M, N] in the dtype of `alignment`, 0 at the padding; half types are computed in float32. Differentiable
+        once; estimates are constants.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape or value.
@@ -34,11 +36,14 @@ def alignment_interactions(
     check_features("alignment", alignment, "BMN")
     regions = length_mask("region_lengths", region_lengths, alignment, 1)[:, :, None]
     phrases = length_mask("phrase_lengths", phrase_lengths, alignment, 2)[:, None, :]
+    dtype, (alignment,) = widened(alignment)
     rows = alignment.masked_fill(~phrases, -torch.inf).softmax(2)
     columns = alignment.masked_fill(~regions, -torch.inf).softmax(1)
     if num_samples is not None:
-        return sampled_interactions(rows, columns, num_samples, seed, region_lengths, phrase_lengths)
-    return pairwise_interactions(rows, columns, region_lengths=region_lengths, phrase_lengths=phrase_lengths)
+        found = sampled_interactions(rows, columns, num_samples, seed, region_lengths, phrase_lengths)
+    else:
+        found = pairwise_interactions(rows, columns, region_lengths=region_lengths, phrase_lengths=phrase_lengths)
+    return found.to(dtype)
 
 
 def fsa_labels(
@@ -62,30 +67,34 @@ def fsa_labels(
         alignment: [B, M, N] logits of M regions with the N phrases of their own caption; a floating dtype.
         region_lengths, phrase_lengths: [B] int32 or int64, in 1..M and 1..N; None: all of them.
         temperature: of the labels' softmax.
-        interactions: like `alignment`, in any unit: sampled, predicted, or of another game. None: exact.
+        interactions: [B, M, N] in any unit: sampled, predicted, or of another game. None: exact. Its dtype and that of
+            `alignment` promote.
 
     Returns:
-        Labels [B, M, N], each row a distribution over phrases, and weights [B, M] in 0..1; both 0 at the padding.
+        Labels [B, M, N], each row a distribution over phrases, and weights [B, M] in 0..1; both 0 at the padding, in
+        the promoted dtype. Half types are computed in float32.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape or value.
     """
     check_features("alignment", alignment, "BMN")
-    if not temperature > 0:
-        raise ValueError(f"temperature: expected a positive number, got {temperature}")
+    temperature = check_number("temperature", temperature, 0, above=True)
     regions = length_mask("region_lengths", region_lengths, alignment, 1)[:, :, None]
     phrases = length_mask("phrase_lengths", phrase_lengths, alignment, 2)[:, None, :]
     with torch.no_grad():
         if interactions is None:
+            dtype, (alignment,) = widened(alignment)
             interactions = alignment_interactions(alignment, region_lengths, phrase_lengths)
-        check_like("interactions", interactions, "alignment", alignment)
+        else:
+            check_like("interactions", interactions, "alignment", alignment, dtype=False)
+            dtype, (_, interactions) = widened(alignment, interactions)
         interactions = interactions.masked_fill(~(regions & phrases), -torch.inf)
         best = interactions.amax(2)
         unit = best.amax(1)[:, None].clamp(min=torch.finfo(best.dtype).tiny)
         labels = (interactions / (unit[..., None] * temperature)).clamp(min=torch.finfo(best.dtype).min)
         labels = labels.masked_fill(~phrases, -torch.inf)
         labels = torch.where(regions, labels, 0).softmax(2)
-        return labels * (regions & phrases), (best / unit).clamp(min=0)
+        return (labels * (regions & phrases)).to(dtype), (best / unit).clamp(min=0).to(dtype)
 
 
 def fsa_loss(
@@ -105,16 +114,18 @@ def fsa_loss(
     all captions of the batch compete, and the labels say which of the region's own it should win for.
 
     Args:
-        regions: [B, M, d]; phrases: [B, N, d]: features of length one of B matched pairs.
-        scale: the inverse temperature of the alignment.
+        regions: [B, M, d]; phrases: [B, N, d]: features of length one of B matched pairs; floating dtypes, which
+            promote.
+        scale: the inverse temperature of the alignment, a positive number or a tensor [] or [1].
         region_lengths, phrase_lengths: [B] int32 or int64, in 1..M and 1..N; None: all of them.
         temperature: of the labels.
         negatives: whether other captions' phrases compete.
-        interactions: [B, M, N], of the matched pairs, for `fsa_labels`; None: exact.
+        interactions: [B, M, N], of the matched pairs, for `fsa_labels`; any floating dtype. None: exact.
 
     Returns:
-        A scalar, the mean over images of the weighted mean over regions. Gradients flow to the features and to `scale`
-        through the alignment; the labels carry none.
+        A scalar in the features' promoted dtype, the mean over images of the weighted mean over regions. Gradients flow
+        to the features and to `scale` through the alignment; the labels carry none. float64 is computed in float64,
+        everything else in float32, under autocast too.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape or value.
@@ -124,13 +135,14 @@ def fsa_loss(
     check_same("phrases", phrases, "regions", regions, {"B": (0, 0), "d": (2, 2)})
     there = length_mask("region_lengths", region_lengths, regions, 1)
     present = length_mask("phrase_lengths", phrase_lengths, phrases, 1)
+    scale = check_scale(scale, regions.device)
+    dtype, (regions, phrases) = widened(regions, phrases)
     regions = regions.masked_fill(~there[..., None], 0)  # whatever stands there, NaN among it
     phrases = phrases.masked_fill(~present[..., None], 0)
-    own = scale * regions @ phrases.mT
+    with no_autocast(regions.device):
+        own = scale * regions @ phrases.mT
+        rivals = scale * regions @ phrases[present].T if negatives else own.masked_fill(~present[:, None], -torch.inf)
     labels, weights = fsa_labels(own, region_lengths, phrase_lengths, temperature, interactions)
-    if negatives:
-        everything = (scale * regions @ phrases[present].T).logsumexp(2)
-    else:
-        everything = own.masked_fill(~present[:, None], -torch.inf).logsumexp(2)
-    cross_entropy = (labels * (everything[..., None] - own)).sum(2)
-    return ((weights * cross_entropy).sum(1) / weights.sum(1).clamp(min=torch.finfo(weights.dtype).tiny)).mean()
+    cross_entropy = (labels * (rivals.logsumexp(2)[..., None] - own)).sum(2)
+    means = (weights * cross_entropy).sum(1) / weights.sum(1).clamp(min=torch.finfo(weights.dtype).tiny)
+    return means.mean().to(dtype)

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, embedding_bag
 
-from loupe_ext._checks import check_features, check_same, length_mask
+from loupe_ext._checks import check_dtype, check_features, check_same, check_scale, length_mask
+from loupe_ext._dtypes import no_autocast, widened
 
 CPU_BLOCK, GPU_BLOCK = 1 << 21, 1 << 25  # similarities held at a time: 8 and 128 MiB of float32
 
@@ -83,13 +84,13 @@ def _sums(rows: Tensor, chosen: Tensor, bags: Tensor | None, weights: Tensor) ->
 
 
 def _without_padding(name: str, lengths: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
-    """x in at least float32, copies of each problem's first row for its padding; and the lengths."""
+    """x, copies of each problem's first row for its padding; and the lengths."""
     mask = length_mask(name, lengths, x, 1)
     if lengths is None:
         lengths = mask.sum(1)
     else:
         x = torch.where(mask[..., None], x, x[:, :1])
-    return x.to(torch.promote_types(x.dtype, torch.float32)), lengths
+    return x, lengths
 
 
 def _mean_weights(lengths: Tensor, n: int, like: Tensor) -> Tensor:
@@ -106,7 +107,12 @@ def _slices(size: int, step: int) -> list[slice]:
 
 
 def late_interaction_similarity(
-    regions: Tensor, tokens: Tensor, region_lengths: Tensor | None = None, token_lengths: Tensor | None = None
+    regions: Tensor,
+    tokens: Tensor,
+    region_lengths: Tensor | None = None,
+    token_lengths: Tensor | None = None,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Fine-grained similarities of every image with every caption (FILIP: Yao et al., ICLR 2022, section 3.1).
 
@@ -116,14 +122,16 @@ def late_interaction_similarity(
 
     Args:
         regions: [Bi, M, d] features of length one; float16, bfloat16, float32 or float64.
-        tokens: [Bt, N, d] likewise, of the same dtype.
+        tokens: [Bt, N, d] likewise; different dtypes promote.
         region_lengths: [Bi] int32 or int64, regions of each image; None: all M.
         token_lengths: [Bt] likewise; None: all N.
+        dtype: of the result; None: the promoted one. A half type holds too few digits to rank captions by, and float32
+            here costs nothing.
 
     Returns:
-        [Bi, Bt] twice, region-to-token and token-to-region, in the dtype of `regions`. float64 is computed in float64,
-        everything else in float32, under autocast too. Differentiable once; of several best, the first gets the
-        gradient. torch.compile traces it whole; the check of lengths breaks the graph.
+        [Bi, Bt] twice, region-to-token and token-to-region. float64 is computed in float64, everything else in float32,
+        under autocast too. Differentiable once; of several best, the first gets the gradient. torch.compile traces it
+        whole; the check of lengths breaks the graph.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape or value.
@@ -131,12 +139,13 @@ def late_interaction_similarity(
     check_features("regions", regions, "BMd")
     check_features("tokens", tokens, "BNd")
     check_same("tokens", tokens, "regions", regions, {"d": (2, 2)})
-    dtype = regions.dtype
+    check_dtype("dtype", dtype)
+    promoted, (regions, tokens) = widened(regions, tokens)
     regions, region_lengths = _without_padding("region_lengths", region_lengths, regions)
     tokens, token_lengths = _without_padding("token_lengths", token_lengths, tokens)
-    with torch.autocast(regions.device.type, enabled=False):
+    with no_autocast(regions.device):
         by_region, by_token = _MaxSim.apply(regions, tokens, region_lengths, token_lengths)
-    return by_region.to(dtype), by_token.to(dtype)
+    return by_region.to(dtype or promoted), by_token.to(dtype or promoted)
 
 
 def late_interaction_loss(
@@ -153,17 +162,21 @@ def late_interaction_loss(
 
     Args:
         regions: [B, M, d]; tokens: [B, N, d]: features of length one of B matched pairs (FILIP: patches and words).
-        scale: the inverse temperature.
+        scale: the inverse temperature, a positive number or a tensor [] or [1].
         region_lengths: [B] int32 or int64, regions of each image; None: all M.
         token_lengths: [B] likewise, tokens of each caption; None: all N.
 
     Returns:
-        A scalar; gradients flow to the features and to `scale`, once.
+        A scalar in the features' promoted dtype; gradients flow to the features and to `scale`, once.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape or value.
     """
-    by_region, by_token = late_interaction_similarity(regions, tokens, region_lengths, token_lengths)
+    check_features("regions", regions, "BMd")
+    check_features("tokens", tokens, "BNd")
     check_same("tokens", tokens, "regions", regions, {"B": (0, 0)})
+    scale = check_scale(scale, regions.device)
+    dtype, (regions, tokens) = widened(regions, tokens)
+    by_region, by_token = late_interaction_similarity(regions, tokens, region_lengths, token_lengths)
     match = torch.arange(len(regions), device=regions.device)
-    return (cross_entropy(scale * by_region, match) + cross_entropy(scale * by_token.T, match)) / 2
+    return ((cross_entropy(scale * by_region, match) + cross_entropy(scale * by_token.T, match)) / 2).to(dtype)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from loupe_ext._checks import check_features, check_int, check_like, length_mask
+from loupe_ext._dtypes import widened
 from loupe_ext.ops import sample_coalitions, unpack_coalitions
 from loupe_ext.ops.coalitions import MAX_PLAYERS
 
@@ -26,31 +27,30 @@ def sampled_interactions(
     and one draw serves all pairs of its problem.
 
     Args:
-        rows, columns: [B, M, N] scores s and s' of the two directions of the max-mean game; one floating dtype.
-        num_samples: K, coalitions a problem, 1 or more. The error falls as 1 / sqrt(K).
+        rows, columns: [B, M, N] scores s and s' of the two directions of the max-mean game; floating dtypes, which
+            promote.
+        num_samples: K, coalitions per problem, 1 or more. The error falls as 1 / sqrt(K).
         seed: 0 to 2^64 - 1. The coalitions are a function of the seed and the problem's place in the batch.
         region_lengths, phrase_lengths: [B] int32 or int64, in 1..M and 1..N; None: all of them.
 
     Returns:
-        [B, M, N] in the scores' unit and dtype (half types are computed in float32), 0 at the padding, without a
-        gradient. Memory does not grow with K.
+        [B, M, N] in the scores' unit and promoted dtype (half types are computed in float32), 0 at the padding, without
+        a gradient. Memory does not grow with K.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape or value; or M + N is above 1024.
     """
     check_features("rows", rows, "BMN")
-    check_features("columns", columns, "BMN")
-    check_like("columns", columns, "rows", rows)
-    check_int("num_samples", num_samples, 1, 2**31)
+    check_like("columns", columns, "rows", rows, dtype=False)
+    num_samples, seed = check_int("num_samples", num_samples, 1, 2**31), check_int("seed", seed, 0, 2**64 - 1)
     B, M, N = rows.shape
     if M + N > MAX_PLAYERS:
         raise ValueError(f"rows: expected at most {MAX_PLAYERS} regions and phrases together, got {M + N}")
     there = length_mask("region_lengths", region_lengths, rows, 1)
     present = length_mask("phrase_lengths", phrase_lengths, rows, 2)
     pairs = there[:, :, None] & present[:, None]
-    half = rows.dtype in (torch.float16, torch.bfloat16)
-    scores = torch.stack([rows.detach(), columns.detach()]).to(torch.float32 if half else rows.dtype)
-    scores = torch.where(pairs, scores, 0)
+    dtype, both = widened(rows.detach(), columns.detach())
+    scores = torch.where(pairs, torch.stack(both), 0)
     players = torch.cat([there, present], 1)[:, None]
     total = torch.zeros_like(scores[0])
     samples = max(1, min(num_samples, _ENTRIES // (M * N)))
@@ -71,7 +71,7 @@ def sampled_interactions(
             regions, phrases = (unpack_coalitions(drawn, M + N) & players[own]).split([M, N], 2)
             total[own] += _differences(scores[0, own], regions, phrases).sum(1)
             total[own] += _differences(scores[1, own].mT, phrases, regions).sum(1).mT
-    return torch.where(pairs, total / (2 * num_samples), 0).to(rows.dtype)
+    return torch.where(pairs, total / (2 * num_samples), 0).to(dtype)
 
 
 def _differences(scores: Tensor, inside: Tensor, columns: Tensor) -> Tensor:

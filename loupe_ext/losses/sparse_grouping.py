@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from loupe_ext._checks import check_features, check_same, length_mask
+from loupe_ext._checks import check_features, check_same, check_scale, length_mask
+from loupe_ext._dtypes import directions, no_autocast, widened
 
 
 def grouping_weights(patches: Tensor, tokens: Tensor) -> Tensor:
@@ -32,12 +32,13 @@ def sparse_grouping_loss(
     that repeats a token unchanged can't reach it.
 
     Args:
-        patches: [B, n, d]; tokens: [B, L, d]: features of B matched pairs, words or phrases; one floating dtype.
-        scale: the inverse temperature.
+        patches: [B, n, d]; tokens: [B, L, d]: features of B matched pairs, words or phrases; floating dtypes, which
+            promote.
+        scale: the inverse temperature, a positive number or a tensor [] or [1].
         token_lengths: [B] int32 or int64, tokens of each caption; None: all L.
 
     Returns:
-        A scalar in the features' dtype, the mean over pairs of the mean over tokens; gradients flow to the features and
+        A scalar in the promoted dtype, the mean over pairs of the mean over tokens; gradients flow to the features and
         to `scale`. float64 is computed in float64, everything else in float32, under autocast too.
 
     Raises:
@@ -46,13 +47,13 @@ def sparse_grouping_loss(
     check_features("patches", patches, "Bnd")
     check_features("tokens", tokens, "BLd")
     check_same("tokens", tokens, "patches", patches, {"B": (0, 0), "d": (2, 2)})
+    scale = check_scale(scale, patches.device)
     mask = length_mask("token_lengths", token_lengths, tokens, 1)
     tokens = tokens.masked_fill(~mask[..., None], 0)  # whatever stands there, NaN among it
-    dtype = patches.dtype
-    patches, tokens = (x.to(torch.promote_types(dtype, torch.float32)) for x in (patches, tokens))
-    with torch.autocast(patches.device.type, enabled=False):
-        groups = normalize(grouping_weights(patches, tokens) @ patches, dim=-1)
-        logits = scale * normalize(tokens, dim=-1) @ groups.mT
+    dtype, (patches, tokens) = widened(patches, tokens)
+    with no_autocast(patches.device):
+        groups = directions(grouping_weights(patches, tokens) @ patches)
+        logits = scale * directions(tokens) @ groups.mT
     own = logits.diagonal(dim1=1, dim2=2)
     by_token = logits.masked_fill(~mask[:, None], -torch.inf).logsumexp(2) - own
     by_group = logits.masked_fill(~mask[:, :, None], -torch.inf).logsumexp(1) - own

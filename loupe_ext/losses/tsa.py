@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from loupe_ext._checks import check_features, check_same, length_mask
+from loupe_ext._checks import check_device, check_features, check_same, length_mask
+from loupe_ext._dtypes import widened
 
 
 def tsa_labels(
@@ -23,7 +24,8 @@ def tsa_labels(
         literal: the paper's sign.
 
     Returns:
-        [B, M] in 0..1, without gradient; 0 at the padding, and wherever an image's regions are all alike.
+        [B, M] in 0..1, in the dtype of `interactions`, without gradient; 0 at the padding, and wherever an image's
+        regions are all alike.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape or value.
@@ -33,12 +35,15 @@ def tsa_labels(
         raise TypeError(f"sizes: expected an int64 tensor, got {getattr(sizes, 'dtype', type(sizes).__name__)}")
     if sizes.shape != interactions.shape:
         raise ValueError(f"sizes: expected shape {tuple(interactions.shape)}, got {tuple(sizes.shape)}")
+    check_device("sizes", sizes, "interactions", interactions)
     there = length_mask("region_lengths", region_lengths, interactions, 1) & (sizes > 0)
-    worth = interactions.detach() if literal else -interactions.detach() / sizes.clamp(min=1)
-    low = worth.masked_fill(~there, torch.inf).amin(1, keepdim=True)
-    high = worth.masked_fill(~there, -torch.inf).amax(1, keepdim=True)
+    dtype, (gain,) = widened(interactions.detach())
+    if not literal:
+        gain = -gain / sizes.clamp(min=1)
+    low = gain.masked_fill(~there, torch.inf).amin(1, keepdim=True)
+    high = gain.masked_fill(~there, -torch.inf).amax(1, keepdim=True)
     unit = torch.where(high > low, high - low, torch.ones_like(high))
-    return torch.where(there, (worth - low) / unit, torch.zeros_like(worth))
+    return torch.where(there, (gain - low) / unit, torch.zeros_like(gain)).to(dtype)
 
 
 def tsa_loss(
@@ -52,11 +57,12 @@ def tsa_loss(
 
     Args:
         confidence: [B, M] logits of the proposed regions.
-        interactions: [B, M], as `region_interactions` returns them for the regions; the dtype of `confidence`.
+        interactions: [B, M], as `region_interactions` returns them for the regions. Different dtypes promote.
         sizes, region_lengths, literal: as in `tsa_labels`.
 
     Returns:
-        A scalar, the mean over images of the mean over regions. Gradients flow to `confidence`.
+        A scalar in the dtype of `confidence`, to which gradients flow: the mean over images of the mean over regions.
+        Half types are computed in float32.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape or value.
@@ -64,7 +70,9 @@ def tsa_loss(
     check_features("confidence", confidence, "BM")
     check_features("interactions", interactions, "BM")
     check_same("interactions", interactions, "confidence", confidence, {"B": (0, 0), "M": (1, 1)})
+    dtype = confidence.dtype
+    _, (confidence, interactions) = widened(confidence, interactions)
     labels = tsa_labels(interactions, sizes, region_lengths, literal)
     there = length_mask("region_lengths", region_lengths, confidence, 1)
     each = binary_cross_entropy_with_logits(confidence.masked_fill(~there, 0), labels, reduction="none")
-    return ((each * there).sum(1) / there.sum(1)).mean()
+    return ((each * there).sum(1) / there.sum(1)).mean().to(dtype)

@@ -1,6 +1,5 @@
 """Interactions of regions of an image: LOUPE's token level."""
 
-import contextlib
 import math
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from loupe_ext._checks import check_floating, check_index, check_int, check_lengths, check_tensor
+from loupe_ext._dtypes import no_autocast
 from loupe_ext.ops._native import resolve_backend
 from loupe_ext.ops._region import region_maxima, region_walks
 from loupe_ext.ops.coalitions import (
@@ -130,7 +130,7 @@ def region_interactions(
     wide = torch.float64 if patches.dtype == torch.float64 else torch.float32
     x, t = patches.detach().to(wide), text.detach().to(wide)
     masks = regions if regions.dtype == torch.bool else unpack_coalitions(regions, x.shape[1])
-    with _no_autocast(x.device):
+    with no_autocast(x.device):
         if x.numel() == 0 or t.numel() == 0 or masks.numel() == 0:
             interactions = errors = x.new_zeros(masks.shape[:2])
         elif game == "late-interaction":
@@ -236,11 +236,6 @@ def _walked(
     finite = (a.isfinite().all(-1) & squares.isfinite().all(-1)).unsqueeze(-1)
     results = moments[1], _standard_errors(moments)
     return tuple(torch.where(finite, x, torch.full_like(x, torch.nan)) for x in results)  # type: ignore[return-value]
-
-
-def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    known = device.type in ("cpu", "cuda")
-    return torch.autocast(device.type, enabled=False) if known else contextlib.nullcontext()
 
 
 def _orders(a: Tensor, samples: int, p: float | None, backend: str, **start: Any) -> Tensor:

@@ -6,14 +6,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from loupe_ext._checks import check_int, length_mask
+from loupe_ext._checks import check_int, check_like, check_number, length_mask
+from loupe_ext._dtypes import widened
 from loupe_ext.unsil.learner import InteractionLearner, calibration, check_games, heteroscedastic_loss
 
 
 class Estimate(NamedTuple):
     """What `Unsil` says of a batch of games."""
 
-    interactions: Tensor  # [B, M, N], computed or predicted, without a gradient; 0 at the padding
+    interactions: Tensor  # [B, M, N] in at least float32, computed or predicted, without a gradient; 0 at the padding
     loss: Tensor  # scalar, the learner's own: its gradient goes to no other parameter
     metrics: dict[str, Tensor]  # scalars without a gradient
 
@@ -51,13 +52,22 @@ class Unsil(nn.Module):
 
     def __init__(self, dim: int, threshold: float = 0.3, check: int = 8, width: int = 32) -> None:
         super().__init__()
-        if not threshold > 0:
-            raise ValueError(f"threshold: expected a positive number, got {threshold}")
-        self.threshold, self.check = threshold, check_int("check", check, 1, 2**31)
+        self.threshold = check_number("threshold", threshold, 0, above=True)
+        self.check = check_int("check", check, 1, 2**31)
         self.learner = InteractionLearner(dim, width)
         self.register_buffer("steps", torch.tensor(0))
         self.register_buffer("mean_square", torch.tensor(0.0))  # of the interactions
         self.register_buffer("error", torch.tensor(torch.inf))  # mean square, in units of mean_square
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Unsil":
+        """The running means stay float32 in a half module: squares of small interactions are 0 in float16."""
+        means = {"mean_square": self.mean_square, "error": self.error}
+        super()._apply(fn, recurse)
+        for name, mean in means.items():
+            moved = getattr(self, name)
+            if moved.dtype in (torch.float16, torch.bfloat16):
+                setattr(self, name, mean.to(moved.device))
+        return self
 
     @property
     def trusted(self) -> bool:
@@ -76,9 +86,9 @@ class Unsil(nn.Module):
         """Interactions of B games, some computed and some predicted, in the unit of those computed.
 
         Args:
-            regions: [B, M, d]; phrases: [B, N, d]; alignment: [B, M, N] logits; one floating dtype. For games of
+            regions: [B, M, d]; phrases: [B, N, d]; alignment: [B, M, N] logits; floating dtypes. For games of
                 regions with a whole text, the text is one phrase.
-            compute: takes the places int64 [K] of games in the batch and gives their interactions [K, M, N].
+            compute: takes the places int64 [K] of games in the batch and gives their interactions [K, M, N], floating.
             region_lengths, phrase_lengths: [B] int32 or int64, in 1..M and 1..N; None: all of them.
 
         Returns:
@@ -99,21 +109,17 @@ class Unsil(nn.Module):
         games = [*features, there.sum(1), present.sum(1)]
         with torch.no_grad():
             checked = torch.ones_like(there[:, 0])
-            predicted, interactions = ~checked, torch.zeros_like(alignment)
+            predicted, interactions = ~checked, torch.zeros_like(widened(alignment)[1][0])
             if self.trusted:
                 checked = (torch.arange(len(pairs), device=pairs.device) + self.steps) % self.check == 0
-                mean, log_sigma = self.learner(*games)
+                _, (mean, log_sigma) = widened(*self.learner(*games))
                 variance = torch.where(pairs, (2 * log_sigma).exp(), 0).sum((1, 2)) / pairs.sum((1, 2))
                 predicted = (variance < self.threshold**2) & ~checked
                 interactions += mean * self.mean_square.sqrt()
             chosen = (~predicted).nonzero()[:, 0]
             if len(chosen):
                 found = compute(chosen)
-                if found.shape != (len(chosen), *alignment.shape[1:]):
-                    raise ValueError(
-                        f"compute: expected interactions of shape {(len(chosen), *alignment.shape[1:])}, "
-                        f"got {tuple(found.shape)}"
-                    )
+                check_like("compute", found, "alignment[chosen]", alignment[chosen], dtype=False)
                 interactions[chosen] = torch.where(pairs[chosen], found.to(interactions.dtype), 0)
             finite = torch.stack([x.isfinite().flatten(1).all(1) for x in (*features, interactions)]).all(0)
             known = chosen[finite[chosen]]

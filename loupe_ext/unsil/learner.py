@@ -4,11 +4,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from loupe_ext._checks import check_features, check_same, length_mask
+from loupe_ext._checks import (
+    check_features,
+    check_floating,
+    check_int,
+    check_like,
+    check_number,
+    check_same,
+    check_tensor,
+    length_mask,
+)
+from loupe_ext._dtypes import widened
 
 
 def check_games(regions: object, phrases: object, alignment: object) -> None:
-    """[B, M, d], [B, N, d] and [B, M, N] of one dtype."""
+    """[B, M, d], [B, N, d] and [B, M, N] of floating dtypes."""
     regions = check_features("regions", regions, "BMd")
     phrases = check_features("phrases", phrases, "BNd")
     alignment = check_features("alignment", alignment, "BMN")
@@ -29,10 +39,14 @@ class InteractionLearner(nn.Module):
     Args:
         dim: d of the regions and phrases.
         width: of the hidden layer.
+
+    Raises:
+        TypeError, ValueError: an argument is out of its range.
     """
 
     def __init__(self, dim: int, width: int = 32) -> None:
         super().__init__()
+        dim, width = check_int("dim", dim, 1, 2**31), check_int("width", width, 1, 2**31)
         self.scores = nn.Linear(6, width)
         self.region, self.phrase = (nn.Linear(dim, width, bias=False) for _ in range(2))
         self.norm = nn.LayerNorm(width)
@@ -53,7 +67,7 @@ class InteractionLearner(nn.Module):
         """Predict the interactions of B games. A game's prediction depends on no other game.
 
         Args:
-            regions: [B, M, d]; phrases: [B, N, d]; alignment: [B, M, N] logits; one floating dtype.
+            regions: [B, M, d]; phrases: [B, N, d]; alignment: [B, M, N] logits; floating dtypes.
             region_lengths, phrase_lengths: [B] int32 or int64, in 1..M and 1..N; None: all of them.
 
         Returns:
@@ -67,7 +81,7 @@ class InteractionLearner(nn.Module):
         there = length_mask("region_lengths", region_lengths, alignment, 1)[:, :, None]
         present = length_mask("phrase_lengths", phrase_lengths, alignment, 2)[:, None]
         dtype, mask = self.head.weight.dtype, (there & present)[..., None]
-        alignment = alignment.to(dtype)
+        _, (alignment,) = widened(alignment)
         rows = alignment.masked_fill(~present, -torch.inf).softmax(2)
         columns = alignment.masked_fill(~there, -torch.inf).softmax(1)
         # Shares of n, times its square root: their size does not depend on n.
@@ -76,7 +90,7 @@ class InteractionLearner(nn.Module):
         along = [shares[0].amax(2, keepdim=True), shares[1].amax(1, keepdim=True)]
         across = [shares[0].sum(1, keepdim=True) / there.sum(1, keepdim=True)]
         across += [shares[1].sum(2, keepdim=True) / present.sum(2, keepdim=True)]
-        features = torch.stack([*shares, *(x.expand_as(alignment) for x in along + across)], -1)
+        features = torch.stack([*shares, *(x.expand_as(alignment) for x in along + across)], -1).to(dtype)
         x = self.scores(features)
         x = x + self.region(regions.to(dtype).masked_fill(~there, 0))[:, :, None]
         x = x + self.phrase(phrases.to(dtype).masked_fill(~present.mT, 0))[:, None]
@@ -97,36 +111,46 @@ def heteroscedastic_loss(mean: Tensor, log_sigma: Tensor, target: Tensor, beta: 
     stayed at 0.8 of the interactions' root mean square, and came to 0.2 with beta = 1/2 (Seitzer et al., ICLR 2022).
 
     Args:
-        mean, log_sigma, target: of one shape and floating dtype.
+        mean, log_sigma, target: of one shape; floating dtypes, which promote.
         beta: 0 to 1; at 1 the mean learns by squared error.
 
     Returns:
-        The loss of each element, in that shape. Gradients flow to `mean` and `log_sigma`.
+        The loss of each element, in that shape and the promoted dtype; half types are computed in float32. Gradients
+        flow to `mean` and `log_sigma`.
 
     Raises:
-        ValueError: the shapes differ, or beta is out of its range.
+        TypeError, ValueError: an argument has the wrong type, shape or value.
     """
-    if not mean.shape == log_sigma.shape == target.shape:
-        shapes = ", ".join(str(tuple(x.shape)) for x in (mean, log_sigma, target))
-        raise ValueError(f"mean, log_sigma, target: expected one shape, got {shapes}")
-    if not 0 <= beta <= 1:
-        raise ValueError(f"beta: expected 0 to 1, got {beta}")
+    beta = check_number("beta", beta, 0, 1)
+    dtype, (mean, log_sigma, target) = _alike(mean, log_sigma, target)
     loss = (target - mean).square() * torch.exp(-2 * log_sigma) / 2 + log_sigma
-    return loss * torch.exp(2 * beta * log_sigma.detach())
+    return (loss * torch.exp(2 * beta * log_sigma.detach())).to(dtype)
+
+
+def _alike(mean: Tensor, log_sigma: Tensor, target: Tensor) -> tuple[torch.dtype, list[Tensor]]:
+    check_tensor("mean", mean)
+    check_floating("mean", mean)
+    check_like("log_sigma", log_sigma, "mean", mean, dtype=False)
+    check_like("target", target, "mean", mean, dtype=False)
+    return widened(mean, log_sigma, target)
 
 
 def calibration(mean: Tensor, log_sigma: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Whether |error| / sigma is what it says.
 
     Args:
-        mean, log_sigma, target: of one shape and floating dtype.
+        mean, log_sigma, target: of one shape; floating dtypes.
 
     Returns:
-        Scalars without a gradient, NaN if there are no elements. "within_1", "within_2", "within_3": the shares of
-        elements whose error is below 1, 2, 3 sigma (of a normal law .683, .954, .997). "calibration_error": the mean,
-        over the levels .1 to .9, of how far the share within a level's central interval is from it (Kuleshov et al.,
-        ICML 2018).
+        Scalars without a gradient, float32 (float64 if an argument is), NaN if there are no elements. "within_1",
+        "within_2", "within_3": the shares of elements whose error is below 1, 2, 3 sigma (of a normal distribution
+        .683, .954, .997). "calibration_error": the mean, over the levels .1 to .9, of how far the share within a
+        level's central interval is from it (Kuleshov et al., ICML 2018).
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or shape.
     """
+    _, (mean, log_sigma, target) = _alike(mean, log_sigma, target)
     z = ((target - mean) * torch.exp(-log_sigma)).detach().abs().flatten()
     levels = torch.arange(1, 10, device=z.device, dtype=z.dtype) / 10
     shares = (z[:, None] < levels.erfinv() * 2**0.5).to(z.dtype).mean(0)

@@ -94,6 +94,7 @@ def similarities(task: Task, seen: Encoded) -> tuple[Tensor, Tensor]:
     rows = []
     for image in seen.images:
         for patches in image.patches.flatten(1, 2).split(8):
-            rows.append([late_interaction_similarity(patches, text.words, None, text.lengths) for text in seen.texts])
+            texts = [(text.words, None, text.lengths) for text in seen.texts]
+            rows.append([late_interaction_similarity(patches, *text, dtype=torch.float32) for text in texts])
     by_patch, by_word = (torch.cat([torch.cat([part[way] for part in row], 1) for row in rows]) for way in (0, 1))
     return by_patch, by_word
