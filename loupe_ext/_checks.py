@@ -1,5 +1,6 @@
 """Argument checks that the whole package shares. Every message names the argument, what was expected and what came."""
 
+import functools
 import math
 import numbers
 import operator
@@ -45,6 +46,17 @@ def check_dtype(name: str, value: object) -> None:
     """None, or the dtype of a floating result."""
     if value is not None and value not in FLOATS:
         raise TypeError(f"{name}: expected None, float16, bfloat16, float32 or float64, got {value!r}")
+
+
+def widened(value: Tensor) -> Tensor:
+    """Half types as float32, in which areas, norms and small epsilons have room; others as they are."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def promoted(*values: Tensor) -> list[Tensor]:
+    """All in the widest of their dtypes, which is float32 or float64."""
+    dtype = functools.reduce(torch.promote_types, (value.dtype for value in values), torch.float32)
+    return [value.to(dtype) for value in values]
 
 
 def check_like(name: str, value: Tensor, other_name: str, other: Tensor, dtype: bool = True) -> None:
@@ -177,3 +189,15 @@ def length_mask(name: str, lengths: Tensor | None, like: Tensor, dim: int) -> Te
     if B and not bool(((lengths >= 1) & (lengths <= n)).all()):
         raise ValueError(f"{name}: expected lengths in 1..{n}, got {lengths.min().item()}..{lengths.max().item()}")
     return torch.arange(n, device=like.device) < lengths[:, None]
+
+
+def check_sizes(name: str, value: Tensor, other_name: str, other: Tensor, dims: dict[str, tuple[int, int]]) -> None:
+    """`check_same` for any floating dtypes. The devices must agree."""
+    for letter, (i, j) in dims.items():
+        if value.shape[i] != other.shape[j]:
+            raise ValueError(
+                f"{name}: expected the {letter} of {other_name} ({other.shape[j]}) at dimension {i}, "
+                f"got {tuple(value.shape)}"
+            )
+    if value.device != other.device:
+        raise ValueError(f"{name}: expected the device of {other_name} ({other.device}), got {value.device}")

@@ -132,6 +132,15 @@ def test_features_have_length_one_and_stay_in_float32_under_autocast(model):
     assert seen.patches.shape == (2, 4, 6, 8)
 
 
+def test_text_stays_in_float32_under_autocast_as_well(model):
+    batch = text(([3, 7, 20, 3, 8], [(0, 2), (3, 5)]))
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = model.encode_text(batch)
+    for x in (seen.pooled[0], seen.words[0, :5], seen.phrases[0, :2]):
+        assert x.dtype == torch.float32
+        assert_close(x.norm(dim=-1), torch.ones(x.shape[:-1]), 1e-5)
+
+
 def test_scale_is_capped():
     assert Scale(7.0, 60.0)().item() == pytest.approx(7)
     assert Scale(80.0, 60.0)().item() == 60
@@ -167,6 +176,13 @@ class TestBoxes:
         a, b = torch.tensor([a, b]).double()
         assert box_iou(a, b).item() == box_iou(b, a).item() == pytest.approx(want)
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+    @pytest.mark.parametrize("side", [300.0, 2.0**-14, 2.0**-22])
+    def test_iou_of_large_and_small_boxes(self, dtype, side):
+        a, b = torch.tensor([[0, 0, side, side], [0, 0, side, side / 4]], dtype=dtype)
+        assert (box_iou(a, a).item(), box_iou(a, b).item()) == (1, 0.25)
+        assert box_iou(a, b).dtype == torch.float32
+
     def test_a_patch_proposes_a_box_around_its_centre(self):
         head = RegionHead(8)
         boxes, confidence = head(torch.zeros(1, 2, 3, 8))
@@ -185,6 +201,29 @@ class TestBoxes:
                     kept.append(i)
             assert got[b, : len(kept)].tolist() == kept
             assert sorted(got[b].tolist()) == list(range(30))  # the others only then
+
+    def test_propose_keeps_the_order_of_many_boxes(self, monkeypatch):
+        """Ranks beyond 2^24 are told apart as well: each box taken adds n to all those that overlap it."""
+        n, count = 2**18, 68
+        monkeypatch.setattr("loupe_ext.model.regions.box_iou", lambda a, b: torch.ones(1, n))
+        boxes, confidence = torch.tensor([0.0, 0, 9, 9]).expand(1, n, 4), torch.arange(float(n))[None]
+        assert propose(boxes, confidence, count)[0].tolist() == [n - 1 - i for i in range(count)]
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_features_of_half_types_are_those_of_float32(self, dtype):
+        patches = (40 * random_pairs(2 * 12, 12, 4)).view(2, 12, 12, 4).to(dtype)
+        patches[0] = 0  # of which the mean has no direction
+        patches[1, :2, :2] *= 60
+        boxes = boxes_of(2, 3).to(dtype)
+        boxes[1, 0] = torch.tensor([0.0, 0, 0.5, 0.5])
+        for got, want in (
+            (window_features(patches, 9, 1), window_features(patches.float(), 9, 1)),
+            (box_features(patches, boxes), box_features(patches.float(), boxes.float())),
+            (box_features(patches, boxes.float()), box_features(patches.float(), boxes.float())),
+        ):
+            assert torch.equal(got, want.to(dtype))
+            assert not got[0].any()
+        assert torch.equal(coverage(boxes, 12, 12), coverage(boxes.float(), 12, 12))
 
     def test_propose_more_than_there_are(self):
         with pytest.raises(ValueError, match="count: expected at most the 5 boxes there are, got 6"):
@@ -284,6 +323,19 @@ class TestHeat:
         spoiled = maps.clone()
         spoiled[0] = torch.nan
         assert torch.equal(heat.sharpened(spoiled, images)[1], both[1])
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_types_are_as_float32(self, dtype):
+        patches, phrases = random_pairs(2 * 4, 4, 5).view(2, 4, 4, 5).to(dtype), random_pairs(2, 2, 5).to(dtype)
+        maps = heat.heat_maps(patches, phrases)
+        assert torch.equal(maps, heat.heat_maps(patches.float(), phrases.float()))
+        some, colours = (maps[0] * 3e-4).to(dtype), images(2, 3, 16, 16)  # whose squares are below float16's least
+        for of in (
+            lambda x: heat.sharpened(x, colours),
+            lambda x: heat.heat_boxes(x, 0.3, patch=150.5),
+            lambda x: heat.peaks(x, patch=150.5),
+        ):
+            assert torch.equal(of(some), of(some.float()))
 
     def test_many_maps_are_as_each_alone_and_none_are_none(self):
         maps = random_pairs(300, 4, 4).float()

@@ -94,6 +94,14 @@ class TestGrounding:
         assert got == {"acc50": 0.5, "acc30": 0.5, "miou": pytest.approx(1.75 / 4)}
         assert grounding_accuracy(torch.tensor([[2.0, 4, 10, 7]]), self.box)["acc30"] == 1  # 3/8
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+    @pytest.mark.parametrize("side", [300.0, 30000.0, 2.0**-11])  # areas that float16 cannot hold
+    def test_large_and_small_boxes_of_every_dtype(self, dtype, side):
+        box = torch.tensor([[0, 0, side, side]], dtype=dtype)
+        half = torch.tensor([[0, 0, side, side / 2]], dtype=dtype)
+        assert grounding_accuracy(box, box) == {"acc50": 1, "acc30": 1, "miou": 1}
+        assert grounding_accuracy(half, box)["miou"] == proposal_recall(half[:, None], box) / 2 == 0.5
+
     def test_recall_needs_one_proposal(self):
         far, half = torch.tensor([40.0, 40, 50, 50]), torch.tensor([2.0, 4, 10, 8])
         proposals = torch.stack([torch.stack([far, half]), torch.stack([far, far])])

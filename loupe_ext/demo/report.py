@@ -26,7 +26,7 @@ from loupe_ext.losses import alignment_interactions
 from loupe_ext.model.heat import heat_maps
 from loupe_ext.model.regions import box_iou
 from loupe_ext.train import Task, checkpoint
-from loupe_ext.zeroshot.grounding import choose_proposals
+from loupe_ext.zeroshot.grounding import choose_proposals, chosen_boxes
 
 PHRASE_COLOURS = ("#e11d48", "#2563eb", "#059669")
 TITLES = {"scenes": "Rendered scenes", "digits": "Scenes of handwritten digits"}
@@ -144,7 +144,7 @@ def _card(scenes: Grounded, i: int, view: View) -> str:
     pixels = scenes.pairs.images[i]
     phrases = scenes.pairs.phrases(i)
     true = scenes.boxes[i, : len(phrases)]
-    predicted = view.proposals[view.chosen]
+    predicted = chosen_boxes(view.proposals[None], view.chosen[None])[0]
     overlap = box_iou(predicted, true).tolist()
     side = pixels.shape[1]
     boxes = "".join(

@@ -1,6 +1,7 @@
 """The dual encoder: image and text in one space, from the whole down to patches, words, regions and phrases."""
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from loupe_ext._checks import check_int, widened
 from loupe_ext.data.pairs import Batch
 from loupe_ext.model.image import PATCH, ImageEncoder
 from loupe_ext.model.regions import RegionHead, box_features, propose
@@ -89,6 +91,7 @@ class DualEncoder(nn.Module):
         self, vocabulary: int, width: int = 64, dim: int = 64, blocks: int = 1, image: Any = None, text: Any = None
     ) -> None:
         super().__init__()
+        self.vocabulary = check_int("vocabulary", vocabulary, 1, sys.maxsize)
         self.image = ImageEncoder(width, blocks) if image is None else image
         self.text = TextEncoder(vocabulary, width) if text is None else text
         self.image_projection = nn.Linear(self.image.width, dim)
@@ -98,7 +101,7 @@ class DualEncoder(nn.Module):
         self.region_head = RegionHead(self.image.width)
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
-        tokens = self.image(images).float()
+        tokens = widened(self.image(images))
         patch = images.shape[3] / tokens.shape[2]
         with torch.autocast(tokens.device.type, enabled=False):
             projected = self.image_projection(tokens)
@@ -109,14 +112,25 @@ class DualEncoder(nn.Module):
             return ImageFeatures(pooled, normalize(projected, dim=-1), weights, boxes, confidence, patch)
 
     def encode_text(self, batch: Batch) -> TextFeatures:
+        if batch.words.device.type == "cpu":  # elsewhere, to look would wait for the device
+            check_words(batch.words, self.vocabulary)
         mask = batch.words != 0
-        projected = self.text_projection(self.text(batch.words, batch.spans)) * mask[..., None]
-        member = phrase_of_words(batch.spans, batch.words.shape[1])
-        return TextFeatures(
-            pooled=normalize(projected.sum(1), dim=-1),
-            words=normalize(projected, dim=-1),
-            lengths=mask.sum(1),
-            phrases=normalize(member.to(projected.dtype) @ projected, dim=-1),
-            phrase_lengths=batch.phrase_lengths,
-            phrase_of_words=member,
-        )
+        tokens = widened(self.text(batch.words, batch.spans))
+        with torch.autocast(tokens.device.type, enabled=False):
+            projected = self.text_projection(tokens) * mask[..., None]
+            member = phrase_of_words(batch.spans, batch.words.shape[1])
+            return TextFeatures(
+                pooled=normalize(projected.sum(1), dim=-1),
+                words=normalize(projected, dim=-1),
+                lengths=mask.sum(1),
+                phrases=normalize(member.to(projected.dtype) @ projected, dim=-1),
+                phrase_lengths=batch.phrase_lengths,
+                phrase_of_words=member,
+            )
+
+
+def check_words(words: Tensor, vocabulary: int) -> None:
+    """Raise unless these are ids of so many."""
+    if words.numel() and not 0 <= words.min() <= words.max() < vocabulary:
+        least, most = words.min(), words.max()
+        raise ValueError(f"words: expected ids 0 to {vocabulary - 1} of the vocabulary, got {least} to {most}")

@@ -4,19 +4,42 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 
+from loupe_ext._checks import check_features, check_floating, check_number, check_sizes, check_tensor, promoted, widened
 from loupe_ext.extras import needs
 from loupe_ext.model.image import PATCH
 
 
 def heat_maps(patches: Tensor, phrases: Tensor) -> Tensor:
-    """Cosine of every patch [B, h, w, d] with every phrase [B, P, d] of the same pair, [B, P, h, w]."""
-    return torch.einsum("bhwd,bpd->bphw", patches, phrases)
+    """Cosine of every patch [B, h, w, d] with every phrase [B, P, d] of the same pair, [B, P, h, w].
+
+    Floating; the maps of half types are float32.
+    """
+    check_features("patches", patches, "Bhwd")
+    check_features("phrases", phrases, "BPd")
+    check_sizes("phrases", phrases, "patches", patches, {"B": (0, 0), "d": (2, 3)})
+    return torch.einsum("bhwd,bpd->bphw", *promoted(patches, phrases))
+
+
+def check_maps(heat: object) -> Tensor:
+    """Maps [n, h, w], maybe none, in float32 or float64."""
+    check_tensor("heat", heat)
+    assert isinstance(heat, Tensor)
+    if heat.dim() != 3 or 0 in heat.shape[1:]:
+        raise ValueError(f"heat: expected shape [n, h, w], got {tuple(heat.shape)}")
+    check_floating("heat", heat)
+    return widened(heat)
 
 
 def peaks(heat: Tensor, patch: float = PATCH) -> Tensor:
-    """x, y in pixels of the centre of the hottest patch, `patch` pixels wide, of each map [n, h, w]: [n, 2]."""
-    at = heat.flatten(1).argmax(1)
-    return torch.stack([at % heat.shape[2] + 0.5, at // heat.shape[2] + 0.5], 1) * patch
+    """x, y in pixels of the centre of the hottest patch, `patch` pixels wide, of each map [n, h, w]: [n, 2] float32.
+
+    The first of the hottest. NaN for a map that is not finite: it has no peak, and counts as a miss.
+    """
+    maps = check_maps(heat).flatten(1)
+    check_number("patch", patch, 0, above=True)
+    at = maps.argmax(1)
+    points = torch.stack([at % heat.shape[2] + 0.5, at // heat.shape[2] + 0.5], 1) * patch
+    return points.masked_fill(~maps.isfinite().all(1, keepdim=True), torch.nan)
 
 
 def heat_boxes(heat: Tensor, threshold: float, patch: float = PATCH) -> Tensor:
@@ -26,21 +49,30 @@ def heat_boxes(heat: Tensor, threshold: float, patch: float = PATCH) -> Tensor:
     mean), those connected to the peak count, and the box lies around them. It reads nothing but the map, so that any
     model can be judged by it.
 
+    Returns:
+        x0, y0, x1, y1, float32 or, of float64 maps, float64. NaN for a map that is not finite: it shows no box, and
+        counts as a miss.
+
     Raises:
-        ValueError: an argument is out of its range.
+        TypeError, ValueError: an argument has the wrong type, shape, dtype or value.
         ImportError: scipy is missing.
     """
-    if heat.dim() != 3:
-        raise ValueError(f"heat: expected shape [n, h, w], got {tuple(heat.shape)}")
+    heat = check_maps(heat)
+    check_number("threshold", threshold)
+    patch = check_number("patch", patch, 0, above=True)
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold: expected a number from 0 to below 1, got {threshold}")
     boxes = []
     size = [round(n * patch) for n in heat.shape[1:]]
+    if 0 in size:
+        raise ValueError(f"patch: expected maps of a pixel or more, got {patch} for {tuple(heat.shape)}")
     for maps in heat.split(256):
         fine = interpolate(maps[:, None], size=size, mode="bilinear")[:, 0]
         mean, peak = fine.mean((1, 2), keepdim=True), fine.amax((1, 2), keepdim=True)
         hot = fine >= torch.minimum(mean + threshold * (peak - mean), peak)  # the mean of a constant may round above it
-        boxes.append(extents(connected(hot, fine.flatten(1).argmax(1))).to(heat.dtype))
+        blob = connected(hot, fine.flatten(1).argmax(1))
+        none = ~(blob.any((1, 2)) & maps.isfinite().all((1, 2)))
+        boxes.append(extents(blob).to(heat.dtype).masked_fill(none[:, None], torch.nan))
     return torch.cat(boxes)
 
 
@@ -50,11 +82,20 @@ def sharpened(heat: Tensor, images: Tensor, weight: float = 1.0, sharpness: floa
     Heat spreads beyond a small object, as far as a patch sees, and covers no more than the telling part of a large one.
     Colour knows better: in cells of half a patch, taken from the image's mean, its projection on the mean colour of the
     hot cells (weighted by the softmax of sharpness * heat). Both maps are brought to mean 0 and deviation 1; the result
-    is heat + weight * colour.
+    is heat + weight * colour, float32 or, of float64 heat, float64.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, shape, dtype or value.
     """
+    heat = check_maps(heat)
+    check_tensor("images", images)
     n, h, w = heat.shape
+    if images.dim() != 4 or images.shape[:2] != (n, 3) or 0 in images.shape[2:]:
+        raise ValueError(f"images: expected shape [{n}, 3, H, W], got {tuple(images.shape)}")
+    check_number("weight", weight)
+    check_number("sharpness", sharpness)
     hot = interpolate(heat[:, None], size=(2 * h, 2 * w), mode="bilinear").flatten(1)
-    colour = adaptive_avg_pool2d(images.float(), (2 * h, 2 * w)).flatten(2)
+    colour = adaptive_avg_pool2d(images.to(heat.dtype), (2 * h, 2 * w)).flatten(2)
     colour = colour - colour.mean(2, keepdim=True)
     direction = torch.einsum("nk,nck->nc", (sharpness * hot).softmax(1), colour)
     alike = torch.einsum("nc,nck->nk", normalize(direction, dim=1), colour)
@@ -66,11 +107,30 @@ def _standard(x: Tensor) -> Tensor:
     return x / x.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)
 
 
+def check_masks(name: str, masks: object) -> None:
+    """Booleans [n, h, w], maybe none."""
+    check_tensor(name, masks)
+    assert isinstance(masks, Tensor)
+    if masks.dim() != 3 or 0 in masks.shape[1:] or masks.dtype != torch.bool:
+        raise ValueError(f"{name}: expected booleans of shape [n, h, w], got {masks.dtype} {tuple(masks.shape)}")
+
+
 def connected(mask: Tensor, seeds: Tensor) -> Tensor:
     """The 4-connected parts of masks [n, h, w] that hold the pixel of each mask's seed, [n] row after row: [n, h, w].
 
-    A mask that its seed is not in has no such part. Raises ImportError without scipy.
+    A mask that its seed is not in has no such part. `mask` is of booleans, `seeds` int64.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, shape, dtype or value.
+        ImportError: scipy is missing.
     """
+    check_masks("mask", mask)
+    check_tensor("seeds", seeds)
+    n, pixels = len(mask), mask.shape[1] * mask.shape[2]
+    if seeds.shape != (n,) or seeds.dtype != torch.int64:
+        raise ValueError(f"seeds: expected int64 of shape [{n}], got {seeds.dtype} {tuple(seeds.shape)}")
+    if ((seeds < 0) | (seeds >= pixels)).any():
+        raise ValueError(f"seeds: expected 0 to {pixels - 1}, got {seeds.min()} to {seeds.max()}")
     with needs("scipy"):
         from scipy.ndimage import label
     neighbours = [[[0] * 3] * 3, [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0] * 3] * 3]  # within a mask, not to the next
@@ -79,9 +139,10 @@ def connected(mask: Tensor, seeds: Tensor) -> Tensor:
 
 
 def extents(masks: Tensor) -> Tensor:
-    """Boxes x0, y0, x1, y1 [n, 4] around the true pixels of masks [n, h, w], none empty."""
+    """Boxes x0, y0, x1, y1 [n, 4] int64 around the true pixels of masks [n, h, w]; 0, 0, 0, 0 of an empty one."""
+    check_masks("masks", masks)
     edges = []
     for along in (masks.any(1).byte(), masks.any(2).byte()):
         edges.append((along.argmax(1), along.shape[1] - along.flip(1).argmax(1)))
     (x0, x1), (y0, y1) = edges
-    return torch.stack([x0, y0, x1, y1], 1)
+    return torch.stack([x0, y0, x1, y1], 1) * masks.flatten(1).any(1, keepdim=True)

@@ -7,6 +7,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from loupe_ext._checks import (
+    check_features,
+    check_floating,
+    check_int,
+    check_number,
+    check_sizes,
+    check_tensor,
+    promoted,
+)
 from loupe_ext.data.pairs import Batch, Vocabulary, check_objects, encode_texts
 from loupe_ext.extras import needs
 from loupe_ext.model.dual import DualEncoder
@@ -34,11 +43,29 @@ def score_detections(features: Tensor, confidence: Tensor, prompts: Tensor, scal
     classes that resemble a proposal's own from outbidding true objects elsewhere.
 
     Args:
-        features: [n, M, d] of the proposals, prompts: [C, d] of the classes; all of length one.
+        features: [n, M, d] of the proposals, prompts: [C, d] of the classes; floating, all of length one.
         confidence: [n, M] logits of the proposals.
-        scale: the inverse temperature with which regions and phrases were contrasted.
+        scale: the inverse temperature with which regions and phrases were contrasted, a number or a tensor of one.
+
+    Returns:
+        float32, or float64 if an argument is. A class whose cosine with a proposal is not finite is not found in it
+        (-inf), and takes nothing from the other classes; NaN where that is so of all classes or of the confidence.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, shape, dtype or value.
     """
-    return (scale * prompts @ features.mT).log_softmax(-2) + logsigmoid(confidence)[:, None]
+    check_features("features", features, "nMd")
+    check_features("confidence", confidence, "nM")
+    check_features("prompts", prompts, "Cd")
+    check_sizes("confidence", confidence, "features", features, {"n": (0, 0), "M": (1, 1)})
+    check_sizes("prompts", prompts, "features", features, {"d": (1, 2)})
+    if isinstance(scale, Tensor) and scale.numel() == 1:
+        scale = scale.item()
+    scale = check_number("scale", scale, 0, above=True)
+    features, confidence, prompts = promoted(features, confidence, prompts)
+    logits = scale * prompts @ features.mT
+    logits = logits.masked_fill(~logits.isfinite(), -torch.inf)
+    return logits.log_softmax(-2) + logsigmoid(confidence)[:, None]
 
 
 def average_precision(
@@ -62,16 +89,17 @@ def average_precision(
         "ap30" and "ap50" in 0..1.
 
     Raises:
-        ValueError: an argument has the wrong shape, dtype or value, or there is no object at all.
+        TypeError, ValueError: an argument has the wrong type, shape, dtype or value, or there is no object at all.
         ImportError: faster-coco-eval is missing.
     """
-    if boxes.dim() != 3 or boxes.shape[-1] != 4:
-        raise ValueError(f"boxes: expected shape [n, M, 4], got {tuple(boxes.shape)}")
-    n, M = boxes.shape[:2]
-    if scores.dim() != 3 or (scores.shape[0], scores.shape[2]) != (n, M):
-        raise ValueError(f"scores: expected shape [{n}, C, {M}], got {tuple(scores.shape)}")
-    if limit < 1:
-        raise ValueError(f"limit: expected 1 or more, got {limit}")
+    n, M = check_features("boxes", boxes, "nM4").shape[:2]
+    check_features("scores", scores, "nCM")
+    check_sizes("scores", scores, "boxes", boxes, {"n": (0, 0), "M": (2, 1)})
+    limit = check_int("limit", limit, 1, 2**31 - 1)
+    for name, value in (("objects", objects), ("classes", classes)):
+        check_tensor(name, value)
+        check_sizes(name, value, "boxes", boxes, {})
+    check_floating("objects", objects)
     check_objects(objects, classes, n, scores.shape[1])
     image, k = (classes >= 0).nonzero(as_tuple=True)
     if not len(image):

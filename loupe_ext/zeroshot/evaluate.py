@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from loupe_ext._checks import promoted
 from loupe_ext.data.pairs import Grounded
 from loupe_ext.losses import late_interaction_similarity
 from loupe_ext.model import heat
@@ -73,12 +74,12 @@ def evaluate(task: Task, scenes: Grounded, threshold: float) -> dict[str, float]
         proposals, chosen, found, scores = [], [], [], []
         for image, text in zip(seen.images, seen.texts, strict=True):
             features, boxes, confidence = image.proposals(task.config.proposals, task.config.overlap)
-            each = boxes[:, None].expand(-1, text.phrases.shape[1], -1, -1)
+            mask = text.phrase_mask
             found.append(boxes)
             scores.append(detection.score_detections(features, confidence, prompts, task.scale_local()))
             picked = grounding.choose_proposals(features, confidence, text.phrases)
-            proposals.append(each[text.phrase_mask])
-            chosen.append(each.gather(2, picked[..., None, None].expand(-1, -1, 1, 4))[:, :, 0][text.phrase_mask])
+            proposals.append(boxes[:, None].expand(*mask.shape, -1, -1)[mask])
+            chosen.append(grounding.chosen_boxes(boxes, picked)[mask])
         metrics["recall"] = grounding.proposal_recall(torch.cat(proposals), seen.boxes)
         by_proposals = grounding.grounding_accuracy(torch.cat(chosen), seen.boxes)
         metrics |= {f"proposal_{name}": value for name, value in by_proposals.items()}
@@ -89,7 +90,8 @@ def evaluate(task: Task, scenes: Grounded, threshold: float) -> dict[str, float]
 def similarities(task: Task, seen: Encoded) -> tuple[Tensor, Tensor]:
     """Image-to-text and text-to-image similarities of all images with all texts, [n, n] twice."""
     if task.config.cmc:
-        pooled = torch.cat([i.pooled for i in seen.images]) @ torch.cat([t.pooled for t in seen.texts]).T
+        images, texts = promoted(torch.cat([i.pooled for i in seen.images]), torch.cat([t.pooled for t in seen.texts]))
+        pooled = images @ texts.T
         return pooled, pooled
     rows = []
     for image in seen.images:
