@@ -1,44 +1,83 @@
 """The command `loupe`. Each subcommand is a call that could be made from Python."""
 
 import argparse
+import io
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from loupe_ext._io import write
+import loupe_ext
+from loupe_ext._checks import check_choice, shown
+from loupe_ext._io import check_writable, write
+from loupe_ext.extras import needs, require
+
+MOST = 10_000_000  # of whatever is counted on the command line: more fits no memory
+DEMO = ("faster-coco-eval", "matplotlib", "pillow", "pyyaml", "rich", "safetensors", "scikit-learn", "scipy")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; errors that a user can mend end in one line and status 2."""
-    parser = argparse.ArgumentParser(prog="loupe", description="Fine-grained vision-language alignment from captions.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_ablate, _add_train, _add_evaluate):
-        add(commands)
-    options = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter loses the letter, not the run
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
     try:
         return int(options.run(options) or 0)
     except (ValueError, TypeError, ImportError, OSError, FloatingPointError, BrokenExecutor) as error:
-        print(f"loupe: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("loupe: interrupted; the same command goes on from here", file=sys.stderr)
+        return _fail(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        return _fail(f"not enough memory ({str(error).partition(chr(10))[0]})")
+    except KeyboardInterrupt as error:
+        print(f"loupe: {error or options.kept}", file=sys.stderr)
         return 130
 
 
-def _add_demo(commands: Any) -> None:
-    command = commands.add_parser("demo", help="train and compare all rows of the table, and write a report")
-    command.add_argument("--out", type=Path, default=Path("demo"), help="folder of results; finished runs are kept")
-    command.add_argument("--seeds", type=_positive, default=1)
-    command.add_argument("--steps", type=_positive, default=500)
-    command.add_argument("--pairs", type=_positive, default=20_000, help="captioned images to train on")
-    command.add_argument("--scenes", type=_positive, default=500, help="test scenes of the evaluation")
-    command.add_argument("--workers", type=_positive, default=2, help="runs at a time, one thread each")
+def _fail(message: str) -> int:
+    print(f"loupe: {' '.join(message.split())[:2000]}", file=sys.stderr)
+    return 2
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of the command that the first argument names, in any order."""
+    if arguments and arguments[0] in COMMANDS:
+        add, run, what = COMMANDS[arguments[0]]
+        parser = argparse.ArgumentParser(f"loupe {arguments[0]}", description=what)
+        parser.set_defaults(run=run, kept="interrupted")
+        add(parser)
+        return parser.parse_intermixed_args(arguments[1:])
+    lines = "\n".join(f"  {name:10}{what}" for name, (_, _, what) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        "loupe",
+        description="Fine-grained vision-language alignment from captions.",
+        epilog=f"commands (loupe COMMAND --help says more):\n{lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"loupe_ext {loupe_ext.__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=", ".join(COMMANDS))
+    return parser.parse_args(arguments)
+
+
+def _add_runs(command: argparse.ArgumentParser, out: str, seeds: int) -> None:
+    """The options of commands that train many models."""
+    command.add_argument("--out", type=Path, default=Path(out), help="folder of results; finished runs are kept")
+    command.add_argument("--seeds", type=_count, default=seeds)
+    command.add_argument("--steps", type=_count, default=500)
+    command.add_argument("--pairs", type=_count, default=20_000, help="captioned images to train on")
+    command.add_argument("--scenes", type=_count, default=500, help="test scenes of the evaluation")
+    command.add_argument("--workers", type=_count, default=2, help="runs at a time, one thread each")
+    kept = "interrupted; finished runs and the last checkpoints are kept, and the same command goes on from there"
+    command.set_defaults(kept=kept)
+
+
+def _add_demo(command: argparse.ArgumentParser) -> None:
+    _add_runs(command, "demo", seeds=1)
     command.add_argument("--all", action="store_true", help="also the rows on digits that the demo leaves out")
-    command.set_defaults(run=_demo)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -46,6 +85,8 @@ def _demo(options: argparse.Namespace) -> None:
     from loupe_ext.demo.report import TITLES, write_report
 
     start = time.perf_counter()
+    require(*DEMO)
+    check_writable("--out", options.out / "report.html")
     digit_rows = None if options.all else rows.DEMO_DIGITS
     plan = rows.plan(options.seeds, options.steps, options.pairs, options.scenes, digit_rows)
     results = runs.perform_all(plan, options.out, options.workers)
@@ -59,18 +100,11 @@ def _demo(options: argparse.Namespace) -> None:
     print(f"{minutes} min {seconds:02d} s. The report: {options.out / 'report.html'}")
 
 
-def _add_ablate(commands: Any) -> None:
-    command = commands.add_parser("ablate", help="train every objective on every data set, and write tables and a plot")
-    command.add_argument("--out", type=Path, default=Path("ablation"), help="folder of results; finished runs are kept")
-    command.add_argument("--seeds", type=_positive, default=3)
-    command.add_argument("--steps", type=_positive, default=500)
-    command.add_argument("--pairs", type=_positive, default=20_000, help="captioned images to train on")
-    command.add_argument("--scenes", type=_positive, default=500, help="test scenes of the evaluation")
-    command.add_argument("--workers", type=_positive, default=2, help="runs at a time, one thread each")
+def _add_ablate(command: argparse.ArgumentParser) -> None:
+    _add_runs(command, "ablation", seeds=3)
     command.add_argument("--data", nargs="+", metavar="NAME", help="of the data sets; default: all")
     command.add_argument("--rows", nargs="+", metavar="NAME", help="of the rows; default: all")
     command.add_argument("--equal-time", action="store_true", help="then also for as long as the default recipe takes")
-    command.set_defaults(run=_ablate)
 
 
 def _ablate(options: argparse.Namespace) -> int:
@@ -80,6 +114,8 @@ def _ablate(options: argparse.Namespace) -> int:
     ablation = Ablation(
         options.seeds, options.steps, options.pairs, options.scenes, equal_time=options.equal_time, **chosen
     )
+    require(*DEMO)
+    check_writable("--out", options.out / "table.md")
     failures = ablation.perform(options.out, options.workers)
     print(f"The tables: {options.out / 'table.md'}")
     for run, error in failures:
@@ -89,70 +125,80 @@ def _ablate(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _add_train(commands: Any) -> None:
-    command = commands.add_parser("train", help="train one model", description="Train on an embedded data set.")
+def _add_train(command: argparse.ArgumentParser) -> None:
     command.add_argument("out", type=Path, help="checkpoint file; an interrupted run goes on from it")
     command.add_argument("changes", nargs="*", metavar="name=value", help="changes to the configuration: seed=1 fsa=0")
     source = command.add_mutually_exclusive_group()
     source.add_argument("--preset", default="tiny", metavar="NAME", help="tiny (the default), small or paper")
-    source.add_argument("--config", type=Path, help="YAML file of the configuration, instead of a preset")
+    source.add_argument("--config", type=Path, metavar="FILE", help="YAML file of the configuration, no preset")
     command.add_argument("--device", default="cpu", help="where to train: cpu (the default), cuda, cuda:1, ...")
+    command.add_argument("--save-every", type=_count, default=200, metavar="STEPS", help="default: 200, and at the end")
+    command.add_argument("--extend", action="store_true", help="go on with a checkpoint of fewer steps")
     command.add_argument("--tensorboard", type=Path, metavar="DIR", help="write the losses there")
-    command.set_defaults(run=_train)
 
 
-def _train(options: argparse.Namespace) -> None:
-    from loupe_ext.data import load
-    from loupe_ext.extras import needs
-    from loupe_ext.train import Config, train
+def _train(options: argparse.Namespace) -> int:
+    import signal
+
+    from loupe_ext.data import DATASETS, load
+    from loupe_ext.train import Config, Interrupted, check_run, train
     from loupe_ext.train.loop import Progress
 
     config = Config.load(options.config) if options.config else Config.preset(options.preset)
     config = config.but(**dict(_change(text) for text in options.changes))
-    pairs = load(config.data, "train", config.train_size).pairs
+    check_choice("data", config.data, DATASETS)
+    check_run(config, options.device, options.out)
     with needs("rich"):
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bar
+        from loupe_ext.demo.display import Display
     writer = None
     if options.tensorboard:
         with needs("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
         writer = SummaryWriter(options.tensorboard)
-    bar = Bar(BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    shown = bar.add_task("", total=config.steps)
+    pairs = load(config.data, "train", config.train_size).pairs
+    with Display(1, 0) as display:
 
-    def report(progress: Progress) -> None:
-        bar.update(
-            shown,
-            completed=progress.step,
-            description=f"loss {progress.losses['loss']:.3f}  {progress.items_per_second:.0f} items/s  "
-            f"{progress.seconds_left:.0f} s left",
-        )
-        if writer is not None:
-            for name, value in progress.losses.items():
-                writer.add_scalar(f"loss/{name}", value, progress.step)
+        def report(progress: Progress) -> None:
+            display.update(options.out.name, "training", progress)
+            if writer is not None:
+                for name, value in progress.losses.items():
+                    writer.add_scalar(f"loss/{name}", value, progress.step)
 
-    with bar:
-        train(pairs, config, device=options.device, path=options.out, report=report)
-    if writer is not None:
-        writer.close()
+        try:
+            train(
+                pairs,
+                config,
+                device=options.device,
+                path=options.out,
+                save_every=options.save_every,
+                report=report,
+                extend=options.extend,
+            )
+        except Interrupted as interruption:
+            if interruption.signal != signal.SIGTERM:
+                raise
+            print(f"loupe: {interruption}", file=sys.stderr)  # preempted, with everything kept
+        finally:
+            if writer is not None:
+                writer.close()
+    return 0
 
 
-def _add_evaluate(commands: Any) -> None:
-    command = commands.add_parser("evaluate", help="evaluate a checkpoint on test scenes")
+def _add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("checkpoint", type=Path)
-    command.add_argument("--scenes", type=_positive, default=1000)
-    command.add_argument("--data", help="data set; default: the one it was trained on")
-    command.set_defaults(run=_evaluate)
+    command.add_argument("--scenes", type=_count, default=1000)
+    command.add_argument("--data", metavar="NAME", help="data set; default: the one it was trained on")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from loupe_ext.data import load
+    from loupe_ext.data import DATASETS, load
     from loupe_ext.train import checkpoint
     from loupe_ext.zeroshot.evaluate import choose_threshold, evaluate
 
+    require("faster-coco-eval", "scipy")
     found = checkpoint.load(options.checkpoint)
     data = options.data or found.config.data
+    check_choice("--data", data, DATASETS)
     task = found.task()
     test = load(data, "test", options.scenes)
     if test.pairs.vocabulary.words != found.vocabulary.words:
@@ -162,26 +208,35 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(f"{name:16} {value:.4f}")
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text}")
-    return value
+# Of each command: its options, what it does, and that in words.
+COMMANDS: dict[
+    str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int | None], str]
+] = {
+    "demo": (_add_demo, _demo, "train and compare all rows of the table, and write a report"),
+    "ablate": (_add_ablate, _ablate, "train every objective on every data set, and write tables and a plot"),
+    "train": (_add_train, _train, "train one model on an embedded data set"),
+    "evaluate": (_add_evaluate, _evaluate, "evaluate a checkpoint on test scenes"),
+}
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 20 or not 1 <= int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {MOST:,}, got {text[:40]!r}")
+    return int(text)
 
 
 def _change(text: str) -> tuple[str, Any]:
-    """A name and a value of the type that `Config` has for it."""
+    """A name and a value of the type that `Config` has for it; `Config` knows the names."""
     from loupe_ext.train import Config
 
     name, equals, value = text.partition("=")
-    kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(Config)}
-    if not equals or name not in kinds:
-        raise ValueError(f"name=value: expected a name of {', '.join(kinds)}, got {text!r}")
-    if kinds[name] is bool:
-        if value not in ("true", "false"):
-            raise ValueError(f"{name}: expected true or false, got {value!r}")
+    if not equals:
+        raise ValueError(f"changes: expected name=value, got {shown(text)}")
+    kind = {field.name: type(field.default) for field in fields(Config)}.get(name, str)
+    if kind is bool:
+        check_choice(name, value, ("true", "false"))
         return name, value == "true"
     try:
-        return name, kinds[name](value)
+        return name, kind(value)
     except ValueError:
-        raise ValueError(f"{name}: expected {kinds[name].__name__}, got {value!r}") from None
+        raise ValueError(f"{name}: expected {kind.__name__}, got {shown(value)}") from None
