@@ -232,7 +232,8 @@ def _change(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"changes: expected name=value, got {shown(text)}")
-    kind = {field.name: type(field.default) for field in fields(Config)}.get(name, str)
+    kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(Config)}
+    kind = kinds.get(name, str)
     if kind is bool:
         check_choice(name, value, ("true", "false"))
         return name, value == "true"
