@@ -1,5 +1,8 @@
 """The parts of CLIP-like models: of random weights and the real architectures."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -20,6 +23,7 @@ from transformers import (
 from loupe_ext.losses import LoupeLoss
 from loupe_ext.model.clip import ClipFeatures, PhraseTokenizer
 
+EXAMPLE = Path(__file__).parent.parent / "examples" / "loop_transformers.py"
 LAYERS = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXT = {**LAYERS, "vocab_size": 60, "max_position_embeddings": 16, "pad_token_id": 0, "bos_token_id": 1}
 CAPTIONS = ["A small dog chases two cats.", "the red door of a house", "and so on!"]
@@ -154,3 +158,24 @@ def test_bad_input_is_named():
         tokenize("a dog")
     with pytest.raises(ValueError, match=r"captions\[1\]: expected a word or more, got ' '"):
         tokenize(["a dog", " "])
+
+
+def test_the_example_trains_a_model_of_a_folder_on_pictures_of_a_folder(tmp_path, monkeypatch, capsys):
+    image_module = pytest.importorskip("PIL.Image")
+    from transformers import CLIPImageProcessor, CLIPProcessor
+
+    crop = {"height": 32, "width": 32}
+    words = CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=crop), tokenizer())
+    words.save_pretrained(tmp_path / "model")
+    CLIPModel(MODELS["clip"].config).save_pretrained(tmp_path / "model")
+    for i, colour in enumerate(("red", "green", "blue")):
+        image_module.new("RGB", (40, 36), colour).save(tmp_path / f"{i}.png")
+    (tmp_path / "pictures.csv").write_text("0.png,a red door\n1.png,the small dog\n2.png,two cats\n")
+    command = [str(tmp_path / "model"), str(tmp_path / "pictures.csv"), "--steps", "2", "--batch-size", "2"]
+    monkeypatch.setattr("sys.argv", ["", *command, "--device", "cpu", "--out", str(tmp_path / "out")])
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" loss")[0] for line in lines] == ["step 1", "step 2"]
+    before, after = (CLIPModel.from_pretrained(tmp_path / folder).state_dict() for folder in ("model", "out"))
+    assert before.keys() == after.keys()
+    assert not all(torch.equal(before[name], after[name]) for name in before)
