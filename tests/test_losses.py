@@ -14,6 +14,7 @@ from loupe_ext.losses import (
     late_interaction_loss,
     region_phrase_loss,
     region_phrase_similarity,
+    sparse_grouping_loss,
 )
 from tests import naive_losses as naive
 from tests.backends import assert_close
@@ -50,6 +51,17 @@ class TestAgainstLoops:
         assert_close(region_phrase_similarity(regions, phrases, LENGTHS), want, 1e-12)
         got = region_phrase_loss(regions, phrases, SCALE, LENGTHS)
         assert_close(got, naive.contrast(SCALE * want, SCALE * want), 1e-12)
+
+    def test_region_phrase_of_regions_with_lengths(self):
+        regions, phrases = -features(3, 4, 5).abs(), features(3, 4, 5, seed=1).abs()  # a padding of 0 would be the best
+        per_image = [
+            naive.region_phrase_similarity(regions[b : b + 1, :m].expand(3, -1, -1), phrases, LENGTHS)[0]
+            for b, m in enumerate(LENGTHS)
+        ]
+        got = region_phrase_similarity(regions, phrases, LENGTHS, region_lengths=LENGTHS)
+        assert_close(got, torch.stack(per_image), 1e-12)
+        loss = region_phrase_loss(regions, phrases, SCALE, LENGTHS, region_lengths=LENGTHS)
+        assert_close(loss, info_nce(SCALE * got), 1e-12)
 
     def test_fsa_labels(self):
         alignment, regions = 3 * random_pairs(3, 5, 4), torch.tensor([5, 2, 3])
@@ -150,6 +162,7 @@ class TestGradients:
 
 RAGGED = {
     "region_phrase": lambda r, p: region_phrase_loss(r, p, SCALE, LENGTHS),
+    "region_phrase-regions": lambda p, r: region_phrase_loss(r, p, SCALE, region_lengths=LENGTHS),
     "late_interaction": lambda r, p: late_interaction_loss(r, p, SCALE, None, LENGTHS),
     "fsa": lambda r, p: fsa_loss(r, p, SCALE, phrase_lengths=LENGTHS),
     "fsa-without-negatives": lambda r, p: fsa_loss(r, p, SCALE, phrase_lengths=LENGTHS, negatives=False),
@@ -220,6 +233,31 @@ class TestBadInput:
             call(self.x, self.y)
 
     @pytest.mark.parametrize(
+        "scale",
+        [None, "x", True, 0.0, -1.0, math.nan, math.inf, [1.0], torch.ones(4), torch.ones(1, 1), torch.tensor(2)],
+    )
+    @pytest.mark.parametrize(
+        "loss",
+        [
+            lambda x, y, s: cmc_loss(x[0], x[1], s),
+            region_phrase_loss,
+            late_interaction_loss,
+            fsa_loss,
+            sparse_grouping_loss,
+        ],
+    )
+    def test_scale(self, loss, scale):
+        with pytest.raises((TypeError, ValueError), match=r"^scale: expected"):
+            loss(self.x, self.y, scale)
+        assert torch.equal(loss(self.x, self.y, torch.tensor([2.0])), loss(self.x, self.y, 2))
+
+    def test_tensors_of_another_device(self):
+        with pytest.raises(ValueError, match=r"texts: expected the device of images \(cpu\), got meta"):
+            cmc_loss(self.x[0], self.x[1].to("meta"), 1.0)
+        with pytest.raises(ValueError, match="interactions: expected the device of alignment"):
+            fsa_labels(self.x, interactions=self.x.to("meta"))
+
+    @pytest.mark.parametrize(
         ("lengths", "error", "message"),
         [
             ([2, 1, 1], TypeError, "expected a torch.Tensor, got list"),
@@ -233,6 +271,7 @@ class TestBadInput:
         ("name", "loss"),
         [
             ("phrase_lengths", lambda x, y, n: region_phrase_loss(x, y, 1.0, n)),
+            ("region_lengths", lambda x, y, n: region_phrase_loss(y, x, 1.0, region_lengths=n)),
             ("token_lengths", lambda x, y, n: late_interaction_loss(x, y, 1.0, None, n)),
             ("region_lengths", lambda x, y, n: late_interaction_loss(y, x, 1.0, n)),
             ("phrase_lengths", lambda x, y, n: fsa_loss(x, y, 1.0, None, n)),
