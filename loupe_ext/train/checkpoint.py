@@ -42,6 +42,7 @@ class Checkpoint:
         """The trained model."""
         task = Task(self.config, len(self.vocabulary), pretrained=False)
         self.restore(task)
+        task.vocabulary = self.vocabulary
         return task.eval()
 
 
