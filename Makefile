@@ -23,7 +23,7 @@ demo: env
 # A thread per worker: more would spin while they wait for each other's cores. Tests of threads set their number.
 test: export OMP_NUM_THREADS = 1
 test: env
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 2 --dist loadgroup
 	TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 -k triton
 
 bench: env

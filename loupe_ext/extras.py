@@ -1,5 +1,6 @@
 """Optional dependencies: imported where they are used, and missed in plain words."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -34,7 +35,9 @@ def needs(package: str) -> Iterator[None]:
 
 def require(*packages: str) -> None:
     """Miss optional packages before the work that will need them, without importing them."""
-    missing = [package for package in packages if find_spec(PACKAGES[package][0]) is None]
+    modules = {package: PACKAGES[package][0] for package in packages}
+    missing = [name for name, module in modules.items() if not sys.modules.get(module) and not find_spec(module)]
     if missing:
         extras = ",".join(sorted({PACKAGES[package][1] for package in missing}))
-        raise ImportError(f"{', '.join(missing)} needed here: pip install 'loupe-ext[{extras}]'")
+        are = "is" if len(missing) == 1 else "are"
+        raise ImportError(f"{', '.join(missing)} {are} needed here: pip install 'loupe-ext[{extras}]'")

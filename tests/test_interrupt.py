@@ -135,7 +135,7 @@ class TestCheckRun:
     def test_a_run_that_can_be(self, tmp_path):
         assert check_run(SMALL) == torch.device("cpu")
         assert check_run(SMALL, torch.device("cpu"), str(tmp_path / "folder" / "model")) == torch.device("cpu")
-        assert list((tmp_path / "folder").iterdir()) == []
+        assert not (tmp_path / "folder").exists()
 
     def test_a_destination_that_cannot_be_written(self, tmp_path):
         (tmp_path / "file").write_text("x")
@@ -150,9 +150,9 @@ class TestCheckRun:
     @pytest.mark.parametrize(
         ("module", "package", "changes"),
         [
-            ("safetensors.torch", "safetensors", {}),
+            ("safetensors", "safetensors", {}),
             ("yaml", "pyyaml", {}),
-            ("scipy.ndimage", "scipy", {}),
+            ("scipy", "scipy", {}),
             ("transformers", "transformers", {"image_encoder": "swin"}),
             ("transformers", "transformers", {"text_encoder": "bert"}),
         ],

@@ -23,6 +23,9 @@ def run(*command: object, **options: object) -> subprocess.CompletedProcess:
     return done
 
 
+with_wheel = pytest.mark.xdist_group("wheel")  # one worker builds it, for all its tests
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     """A wheel built from the sdist, as a package index would serve it (without CUDA, to be quick)."""
@@ -31,10 +34,12 @@ def wheel(tmp_path_factory) -> Path:
     run(sys.executable, "-c", script, cwd=ROOT)
     (sdist,) = folder.glob("*.tar.gz")
     pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-index", "--no-build-isolation"]
-    run(*pip, "-w", folder, sdist, env={**os.environ, "LOUPE_CUDA": "OFF"})
+    objects = f"build-dir={folder / 'objects'}"
+    run(*pip, "-C", objects, "-w", folder, sdist, env={**os.environ, "LOUPE_CUDA": "OFF"})
     return next(folder.glob("*.whl"))
 
 
+@with_wheel
 def test_wheel_is_small_and_holds_the_package_alone(wheel):
     assert wheel.stat().st_size < 10e6
     names = zipfile.ZipFile(wheel).namelist()
@@ -42,6 +47,7 @@ def test_wheel_is_small_and_holds_the_package_alone(wheel):
     assert any(name.startswith("loupe_ext/_C.") and name.endswith(".so") for name in names)
 
 
+@with_wheel
 def test_wheel_works_away_from_the_sources(wheel, tmp_path):
     run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", tmp_path / "site", wheel)
     code = (
@@ -55,15 +61,14 @@ def test_wheel_works_away_from_the_sources(wheel, tmp_path):
     assert run(sys.executable, "-S", "-c", code, cwd=tmp_path).stdout.startswith(str(tmp_path))
 
 
+@with_wheel
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86-64 has several SIMD targets")
 @pytest.mark.parametrize("target", ["avx2", "avx512"])
-def test_wide_simd_code_stays_in_its_own_functions(target, tmp_path):
+def test_wide_simd_code_stays_in_its_own_functions(target, wheel):
     """An inline function that every object defines would be linked once, perhaps from here, and stop older machines."""
-    flags = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi", "-mavx2", "-mfma", "-mf16c"]
-    flags += ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"] if target == "avx512" else []
-    for source in (ROOT / "csrc/cpu").glob("*.cpp"):
-        built = tmp_path / f"{source.stem}.o"
-        run(os.environ.get("CXX", "g++"), *flags, f"-DLOUPE_TARGET={target}", "-c", source, "-o", built)
+    objects = list((wheel.parent / "objects").rglob(f"loupe_cpu_{target}.dir/**/*.o"))
+    assert {path.name.split(".")[0] for path in objects} == {path.stem for path in (ROOT / "csrc/cpu").glob("*.cpp")}
+    for built in objects:
         symbols = [line.split(maxsplit=2)[1:] for line in run("nm", "-C", "--defined-only", built).stdout.splitlines()]
         shared = [name for kind, name in symbols if kind in "WVu" and not name.startswith("DW.ref")]
         assert shared == []
@@ -218,7 +223,7 @@ def test_every_optional_package_is_in_the_extra_that_its_message_names(monkeypat
             raise ImportError("gone")
     require(*PACKAGES)
     monkeypatch.setitem(PACKAGES, "rich", ("nowhere_to_be_found", "train"))
-    with pytest.raises(ImportError, match=r"rich needed here: pip install 'loupe-ext\[train\]'"):
+    with pytest.raises(ImportError, match=r"rich is needed here: pip install 'loupe-ext\[train\]'"):
         require("scipy", "rich")
 
 
@@ -234,6 +239,7 @@ def test_subpackages_load_when_first_used():
     assert run(sys.executable, "-c", code).stdout.strip() == "module 'loupe_ext' has no attribute 'nothing'"
 
 
+@with_wheel
 def test_type_checkers_see_the_types(wheel):
     assert "loupe_ext/py.typed" in zipfile.ZipFile(wheel).namelist()
 
