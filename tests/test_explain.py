@@ -9,7 +9,7 @@ import torch
 
 import loupe_ext
 from loupe_ext import games
-from loupe_ext.explain.plan import Plan, size_weights, subsets
+from loupe_ext.explain.plan import Plan, pattern_weights, size_weights, subsets
 
 LAWS = [("shapley", 0.5), ("banzhaf", 0.5), ("banzhaf", 0.2)]
 
@@ -219,6 +219,59 @@ def test_a_control_and_a_fit_make_errors_smaller():
     assert error(fit=True) < 0.6 * plain
     assert error(fit=False, control=control) < 0.75 * plain
     assert error(fit=True, control=control) < 0.6 * error(fit=True)
+
+
+def direct(plan, y):
+    """[2, n, n]: the estimates without a fit and their variances, pattern by pattern and pair by pair."""
+    pairs, values = pattern_weights(plan)
+    out = torch.zeros(2, plan.n, plan.n, dtype=torch.float64)
+    for at, group in enumerate(plan.groups):
+        here, level = slice(group.start, group.stop), y[group.start : group.stop].mean()
+        masks, t = plan.masks(here), group.size
+        for i, j, a, b in itertools.product(range(plan.n), range(plan.n), (0, 1), (0, 1)):
+            if i == j and a != b:
+                continue
+            weight = (values[t][1 - a] * (2 * a - 1) if i == j else pairs[t][2 - a - b] * (1 - 2 * (a != b))).item()
+            rows = (masks[:, i] == a) & (masks[:, j] == b)
+            found, count = y[here][rows], int(rows.sum())
+            out[0, i, j] += group.share * weight * (found.mean() if count else level)
+            if group.exhaustive:
+                continue
+            variance = found.var() if count > 1 else y[here].var()
+            out[1, i, j] += (group.share * weight) ** 2 * variance / max(1, count)
+            if group.mirror is not None and group.mirror > at and count > 1:
+                other = plan.groups[group.mirror]
+                u = plan.n - t
+                theirs = (values[u][a] * (1 - 2 * a) if i == j else pairs[u][a + b] * (1 - 2 * (a != b))).item()
+                both = torch.stack([found, y[other.start : other.stop][rows]])
+                out[1, i, j] += 2 * group.share * other.share * weight * theirs * both.cov()[0, 1] / count
+    return out
+
+
+@pytest.mark.parametrize(
+    ("n", "budget", "options"),
+    [
+        (7, 60, {}),
+        (8, 180, {"antithetic": False}),
+        (8, 200, {"index": "banzhaf"}),
+        (8, 150, {"index": "banzhaf", "p": 0.3}),
+    ],
+)
+def test_sums_over_all_pairs_are_those_of_every_pair(n, budget, options):
+    plan = loupe_ext.plan(n, budget, **options)
+    y = random(len(plan)) + 3 * plan.masks().sum(1)
+    found, (mean, variance) = loupe_ext.aggregate(plan, y, fit=False), direct(plan, y)
+    errors = found.pair_errors + torch.diag(found.value_errors)
+    torch.testing.assert_close(as_matrix(found), mean, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(errors, variance.sqrt(), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("fit", [False, True])
+def test_pairs_are_symmetric_to_the_bit(fit):
+    plan = loupe_ext.plan(13, 1000)
+    found = loupe_ext.aggregate(plan, random(len(plan)), fit=fit)
+    assert torch.equal(found.pairs, found.pairs.mT)
+    assert torch.equal(found.pair_errors, found.pair_errors.mT)
 
 
 def test_nan_stays_in_its_own_game():

@@ -12,6 +12,8 @@ from loupe_ext.explain.results import Interactions
 from loupe_ext.games import Game
 from loupe_ext.ops import coalition_moments, unpack_coalitions
 
+ROWS = 2**14  # coalitions unpacked at a time
+
 
 def aggregate(
     plan: Plan, values: Tensor, *, control: Game | None = None, fit: bool = True, players: list[str] | None = None
@@ -122,66 +124,82 @@ def _by_groups(plan: Plan, y: Tensor, fit: bool) -> tuple[Tensor, Tensor]:
     pairs, values = pattern_weights(plan)
     if plan.design == "bernoulli":
         pairs, values = torch.ones(1, 3, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)
-    mean, variance = known, torch.zeros_like(known)
+    sums = _Sums(plan, y)
     for at, group in enumerate(groups):
-        if group.mirror is not None and group.mirror < at:
-            continue  # done with its mirror
-        here = _Means(plan, y, group, pairs[group.size or 0], values[group.size or 0])
-        mean, variance = mean + here.estimate(), variance + here.variance()
-        if group.mirror is not None:
-            other = groups[group.mirror]
-            there = _Means(plan, y, other, pairs[other.size or 0], values[other.size or 0])
-            mean, variance = mean + there.estimate(), variance + there.variance() + 2 * here.covariance(there)
-    return mean, variance
+        mirror = None if group.mirror is None else groups[group.mirror]
+        if group.mirror is None or group.mirror > at:  # else done with its mirror
+            sums.add(group, mirror, *(group.share * x[group.size or 0] for x in (pairs, values)))
+    mean, variance = sums.results()
+    return mean + known, variance
 
 
-class _Means:
-    """Means of a group's values over the coalitions that hold two players both, one of them, or neither.
+class _Sums:
+    """Sums over groups of weighted means, and of the variances of these: [2, C, n, n], and [2, C, n] of the values.
 
-    Four of them, [4, C, n, n], with the players in rows and columns: both, the row's alone, the column's alone,
-    neither. Their signed weights are those of the interaction, and on the diagonal, where only the first and the last
-    have coalitions, those of the value.
+    The means are over the coalitions that hold two players both, one of them, or neither; of one alone, the row's is
+    kept, and the column's is its transpose. A mirror's coalitions are the complements of the group's, and the weights
+    of its means are those of the complements' (of the values, negated): a coalition and its complement are one
+    observation, the sum of their values (of the values, the difference).
     """
 
-    def __init__(self, plan: Plan, y: Tensor, group: Group, pairs: Tensor, values: Tensor) -> None:
-        y = y[:, group.start : group.stop]
-        level = y.sum(1, keepdim=True) / max(1, y.shape[1])
-        self.y, self.group = y - level, group  # squares of a large level would drown the variance
-        self.coalitions, self.n = plan.coalitions[group.start : group.stop], plan.n
-        both, one, none = (group.share * pairs).tolist()
-        having, lacking = (group.share * values).tolist()
-        diagonal = torch.eye(plan.n, dtype=torch.float64)
-        weights = ((both, having), (-one, 0.0), (-one, 0.0), (none, -lacking))
-        self.weights = torch.stack([w * (1 - diagonal) + v * diagonal for w, v in weights])[:, None]
-        self.counts, self.sums = self.split(torch.cat([torch.ones_like(self.y[:1]), self.y])).tensor_split([1], 1)
-        self.level, self.means = level[..., None], self.sums / self.counts.clamp(min=1)
+    def __init__(self, plan: Plan, y: Tensor) -> None:
+        self.coalitions, self.n, self.y = plan.coalitions, plan.n, y
+        self.same, self.alone = y.new_zeros(2, 2, len(y), plan.n, plan.n)
+        self.values = y.new_zeros(2, len(y), plan.n)
+        self.level = y.new_zeros(len(y), 1)
 
-    def split(self, channels: Tensor) -> Tensor:
-        """Sums of channels [K, S] over the four kinds of coalitions: [4, K, n, n]."""
-        both = coalition_moments(self.coalitions, channels, self.n)
-        alone = both.diagonal(dim1=1, dim2=2)[:, :, None] - both
-        return torch.stack([both, alone, alone.mT, channels.sum(1)[:, None, None] - both - alone - alone.mT])
+    def add(self, group: Group, mirror: Group | None, pairs: Tensor, values: Tensor) -> None:
+        """A group, with its mirror if it has one; `pairs` and `values` are rows of `pattern_weights`."""
+        coalitions = self.coalitions[group.start : group.stop]
+        y = torch.stack([self.y[:, g.start : g.stop] for g in (group, mirror) if g is not None])
+        level = y.sum(2, keepdim=True) / max(1, len(coalitions))
+        y = y - level  # squares of a large level would drown the variance
+        whole = y.var(2).sum(0) if len(coalitions) > 1 else y.new_full(y.shape[1:2], torch.nan)
+        both, one, none = pairs.tolist()
+        having, lacking = values.tolist()
 
-    def estimate(self) -> Tensor:
-        return (self.weights * (self.means + self.level)).sum(0)
+        def channels(x: Tensor) -> Tensor:  # a variance needs the squares
+            return torch.cat([torch.ones_like(x[:1]), x] + [x.square()] * (not group.exhaustive))
 
-    def variance(self) -> Tensor:
-        """Of the estimate. A kind with fewer than two coalitions gets the variance of the whole group."""
-        if self.group.exhaustive:
-            return torch.zeros_like(self.means[0])
-        squares = self.split(self.y.square()) - self.counts * self.means.square()
-        whole = self.y.var(1) if self.y.shape[1] > 1 else torch.full_like(self.y[:, 0], torch.nan)
-        within = torch.where(
-            self.counts > 1, squares.clamp(min=0) / (self.counts - 1).clamp(min=1), whole[:, None, None]
-        )
-        return (self.weights.square() * within / self.counts.clamp(min=1)).sum(0)
+        x = channels(y.sum(0))
+        held = coalition_moments(coalitions, x, self.n)
+        single = held.diagonal(dim1=1, dim2=2).clone()
+        alone = single[:, :, None] - held
+        neither = (x.sum(1)[:, None] - single)[:, None] - alone
+        _add_mean(self.same, both, held, whole[:, None, None])
+        _add_mean(self.alone, -one, alone, whole[:, None, None])
+        _add_mean(self.same, none, neither, whole[:, None, None])
+        self.level += (both - 2 * one + none) * level.sum(0)
 
-    def covariance(self, mirror: "_Means") -> Tensor:
-        """Of the estimate with that of the complements: who is in a coalition is out of its complement."""
-        theirs = mirror.means.flip(0)
-        products = self.split(self.y * mirror.y) - self.counts * self.means * theirs
-        within = torch.where(self.counts > 1, products / ((self.counts - 1) * self.counts).clamp(min=1), 0)
-        return (self.weights * mirror.weights.flip(0) * within).sum(0)
+        x = channels(y[0] - y[1:].sum(0))
+        single = torch.zeros_like(single)
+        for part, rows in zip(x.split(ROWS, 1), coalitions.split(ROWS), strict=True):
+            single += part @ unpack_coalitions(rows, self.n).double()
+        neither = x.sum(1)[:, None] - single
+        _add_mean(self.values, having, single, whole[:, None])
+        _add_mean(self.values, -lacking, neither, whole[:, None])
+        self.values[0] += (having - lacking) * (level[0] - level[1:].sum(0))
+
+    def results(self) -> Tensor:
+        """[2, C, n, n]: the means, values on the diagonal, and their variances."""
+        half = self.alone + self.same / 2
+        out = half + half.mT
+        out[0] += self.level[:, :, None]
+        return torch.diagonal_scatter(out, self.values, dim1=2, dim2=3)
+
+
+def _add_mean(to: Tensor, weight: float, sums: Tensor, whole: Tensor) -> None:
+    """Adds a weighted mean to `to[0]`, and its variance to `to[1]`; overwrites the sums.
+
+    `sums`: the count, those of C values, and of their squares where there is a variance, [1 + 2C, ...]. Means over
+    fewer than two coalitions get the variance `whole`.
+    """
+    count, values, squares = sums.tensor_split([1, 1 + to.shape[1]])
+    few, divisor = (2 - count).clamp_(0, 1), (count - 1).mul_(count).clamp_(min=1)
+    to[0].addcdiv_(values, count.clamp_(min=1), value=weight)
+    if len(squares):
+        within = squares.addcdiv_(values.square_(), count, value=-1).clamp_(min=0)
+        to[1].addcdiv_(within, divisor, value=weight**2).addcmul_(few, whole, value=weight**2)
 
 
 def _cross_fit(plan: Plan, y: Tensor) -> tuple[list[Group], Tensor, Tensor]:
@@ -197,17 +215,18 @@ def _cross_fit(plan: Plan, y: Tensor) -> tuple[list[Group], Tensor, Tensor]:
     known = y.new_zeros(len(y), plan.n, plan.n)
     if fits[0] is None or fits[1] is None:
         return list(plan.groups), known, y
-    y = y.clone()
+    y, shares = y.clone(), y.new_zeros(plan.n + 1)
+    for group in sampled:
+        assert group.size is not None
+        shares[group.size] += group.share / 2
     for f, other in ((0, fits[1]), (1, fits[0])):
         y[:, here[f]] -= other.values(masks[f])
-        for group in sampled:
-            assert group.size is not None
-            known += 0.5 * group.share * other.contributions(plan, group.size)
+        known += other.contributions(plan, shares)
     halved: list[Group] = []
-    place = {}
+    place, cut = {}, set(sampled)
     for at, group in enumerate(plan.groups):
         place[at] = len(halved)
-        if group in sampled:
+        if group in cut:
             middle = group.start + (group.stop - group.start) // 2
             halved.append(replace(group, stop=middle, share=group.share / 2))
             halved.append(replace(group, start=middle, share=group.share / 2))
@@ -215,7 +234,7 @@ def _cross_fit(plan: Plan, y: Tensor) -> tuple[list[Group], Tensor, Tensor]:
             halved.append(group)
     for at, group in enumerate(plan.groups):
         if group.mirror is not None:
-            for f in range(1 + (group in sampled)):
+            for f in range(1 + (group in cut)):
                 halved[place[at] + f] = replace(halved[place[at] + f], mirror=place[group.mirror] + f)
     return halved, known, y
 

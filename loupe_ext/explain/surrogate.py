@@ -28,36 +28,38 @@ class Surrogate:
         x = masks.to(self.level.dtype)
         size = masks.sum(1)
         total = self.level[:, size]
-        for k, scale in enumerate(_scales(size)):
-            pairs = ((x @ self.double[:, k]) * x).sum(-1) / 2
-            total = total + scale * (self.single[:, k] @ x.T + pairs)
+        for scale, a, b in zip(_scales(size), self.single.unbind(1), self.double.unbind(1), strict=True):
+            total = total + scale * (a @ x.T)
+            if b.any():  # with many players there are no pair terms, and their product takes long
+                total = total + scale * ((x @ b) * x).sum(-1) / 2
         return total
 
-    def contributions(self, plan: Plan, t: int) -> Tensor:
-        """[C, n, n]: what coalitions of size `t` contribute to the interactions; on the diagonal, to the values."""
-        n = plan.n
-        pairs, values = (weights[t].tolist() for weights in pattern_weights(plan))
-        scales = [float(scale) for scale in _scales(torch.tensor([t]))]
-        a, b = (
-            (torch.tensor(scales, dtype=x.dtype) @ x.flatten(2)).view(x.shape[0], *x.shape[2:])
-            for x in (self.single, self.double)
-        )
-        level, row, total = self.level[:, t, None], b.sum(2), b.sum((1, 2))[:, None] / 2
-        diagonal = self.level.new_zeros(len(self.level), n)
-        for weight, here in ((values[0], 1), (-values[1], 0)):
-            if weight:
-                p1, p2 = _inclusion(t - here, n - 1)
-                rest = p1 * (a.sum(1)[:, None] - a) + p2 * (total - row)
-                diagonal += weight * (level + rest + here * (a + p1 * row))
-        # A mean over coalitions with both, one or neither of i and j is that of t - 2, t - 1 or t others. What their
-        # weighted sum holds of the level, of the others' singles and pairs, and of i's pairs with the others:
+    def contributions(self, plan: Plan, shares: Tensor) -> Tensor:
+        """[C, n, n]: what coalitions contribute to the interactions; on the diagonal, to the values.
+
+        `shares` [n + 1]: how much of each size.
+        """
+        n, sizes = plan.n, torch.arange(plan.n + 1)
+        pairs, values = ((shares[:, None] * weights).T for weights in pattern_weights(plan))
         both, one, none = pairs
-        (both1, both2), (one1, one2), (none1, none2) = (_inclusion(t - k, n - 2) for k in (2, 1, 0))
-        singles, doubles = both * both1 - 2 * one * one1 + none * none1, both * both2 - 2 * one * one2 + none * none2
-        towards = both * both1 - one * one1
-        common = (both - 2 * one + none) * level + singles * a.sum(1)[:, None] + doubles * total
-        side = (both - one - singles) * a + (towards - doubles) * row
-        out = (both + doubles - 2 * towards) * b + side[:, :, None] + (side + common)[:, None]
+        out = (self.level @ (both - 2 * one + none))[:, None, None].repeat(1, n, n)
+        diagonal = (self.level @ (values[0] - values[1]))[:, None].repeat(1, n)
+        for scale, a, b in zip(_scales(sizes), self.single.unbind(1), self.double.unbind(1), strict=True):
+            row, others = b.sum(2), a.sum(1)[:, None] - a
+            total = row.sum(1)[:, None] / 2
+            for weight, here in ((scale * values[0], 1), (-scale * values[1], 0)):
+                p0, p1, p2 = (float(weight @ p) for p in _inclusion(sizes - here, n - 1))
+                diagonal += p1 * others + p2 * (total - row) + here * (p0 * a + p1 * row)
+            # A mean over coalitions with both, one or neither of i and j is that of t - 2, t - 1 or t others. What
+            # their weighted sum holds of the others' singles and pairs, and of i's pairs with the others:
+            (both0, both1, both2), (one0, one1, one2), (_, none1, none2) = (
+                [float(scale * weight @ p) for p in _inclusion(sizes - k, n - 2)]
+                for k, weight in ((2, both), (1, one), (0, none))
+            )
+            singles, doubles, towards = both1 - 2 * one1 + none1, both2 - 2 * one2 + none2, both1 - one1
+            side = (both0 - one0 - singles) * a + (towards - doubles) * row
+            side += (singles * a.sum(1)[:, None] + doubles * total) / 2
+            out += (both0 + doubles - 2 * towards) * b + (side[:, :, None] + side[:, None])
         return torch.diagonal_scatter(out, diagonal, dim1=1, dim2=2)
 
 
@@ -65,10 +67,10 @@ def _scales(size: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ones(len(size), dtype=torch.float64), 1 / size.clamp(min=1).double()
 
 
-def _inclusion(size: int, players: int) -> tuple[float, float]:
-    """The probability that one player, or two, are in a uniform subset of `size` of `players`."""
-    one = size / players if players else 0.0
-    return one, one * (size - 1) / (players - 1) if players > 1 else 0.0
+def _inclusion(size: Tensor, players: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The probability that none, one player, or two given ones are in a uniform subset of `size` of `players`."""
+    one = size.double() / max(1, players)
+    return torch.ones_like(one), one, one * (size - 1) / max(1, players - 1)
 
 
 def fit(masks: Tensor, values: Tensor) -> Surrogate | None:
@@ -116,10 +118,11 @@ def _normal_equations(
     gram = values.new_zeros(width, width)
     moments = values.new_zeros(width, len(values))
     both = values.new_zeros(2 * scales - 1, q, q)
-    for s, size in enumerate(present.tolist()):
-        here = sizes == size
+    order = sizes.argsort(stable=True)
+    parts = order.split(torch.bincount(sizes)[present].tolist())
+    for s, (size, here) in enumerate(zip(present.tolist(), parts, strict=True)):
         bits = inside[here].float()
-        counts, totals = bits.T @ bits, bits.sum(0).double()
+        counts, totals = (bits.T @ bits).double(), bits.sum(0).double()
         with_values = bits.T.double() @ values[:, here].T
         at = scales * q + s
         factors = [float(scale) for scale in _scales(torch.tensor([size]))[:scales]]
