@@ -578,3 +578,14 @@ def test_functions_may_change_their_masks_and_see_none_without_coalitions():
     game(masks)
     assert masks.all()
     assert game(masks[:0]).shape == (0,)
+
+
+def test_a_bar_shows_how_far_it_is_and_changes_nothing(monkeypatch, capsys):
+    pytest.importorskip("rich")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    game = games.Function(lambda masks: masks.double().sum(1).square(), 7)
+    quiet = loupe_ext.interactions(game, budget=100)
+    assert capsys.readouterr().err == ""
+    shown = loupe_ext.interactions(game, budget=100, progress=True)
+    assert "aggregate" in capsys.readouterr().err
+    assert torch.equal(shown.pairs, quiet.pairs)

@@ -1,5 +1,6 @@
 """From the values of a plan's coalitions to interactions with standard errors."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -9,6 +10,7 @@ from loupe_ext._checks import check_tensor
 from loupe_ext.explain import surrogate
 from loupe_ext.explain.plan import Group, Plan, pattern_weights, walk_orders
 from loupe_ext.explain.results import Interactions
+from loupe_ext.extras import needs
 from loupe_ext.games import Game
 from loupe_ext.ops import coalition_moments, unpack_coalitions
 
@@ -16,7 +18,13 @@ ROWS = 2**14  # coalitions unpacked at a time
 
 
 def aggregate(
-    plan: Plan, values: Tensor, *, control: Game | None = None, fit: bool = True, players: list[str] | None = None
+    plan: Plan,
+    values: Tensor,
+    *,
+    control: Game | None = None,
+    fit: bool = True,
+    players: list[str] | None = None,
+    progress: bool = False,
 ) -> Interactions:
     r"""Values of all players and interactions of all pairs, from the values of a plan's coalitions.
 
@@ -39,6 +47,7 @@ def aggregate(
         control: a game of the same players that knows its values and interactions in closed form.
         fit: whether to fit the surrogate.
         players: names of the players; None: "0", "1", ...
+        progress: whether to show a bar on the terminal: 512 players take seconds.
 
     Returns:
         `Interactions`, with float64 values [n] or [C, n] and pairs [n, n] or [C, n, n] and standard errors of the same
@@ -49,6 +58,7 @@ def aggregate(
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape or value.
+        ImportError: rich is missing, for the bar.
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"plan: expected a Plan, got {type(plan).__name__}")
@@ -67,7 +77,7 @@ def aggregate(
     if control is not None:
         known, y = _subtract_control(plan, y, control)
     if plan.groups:
-        mean, variance = _by_groups(plan, y, fit)
+        mean, variance = _by_groups(plan, y, fit, progress)
     else:
         mean, variance = (_by_walks if plan.pairs is None else _by_pair_walks)(plan, y)
     if known is not None:
@@ -116,7 +126,7 @@ def _subtract_control(plan: Plan, y: Tensor, control: Game) -> tuple[Tensor, Ten
     return slope[:, None, None] * exact, y - slope[:, None] * h
 
 
-def _by_groups(plan: Plan, y: Tensor, fit: bool) -> tuple[Tensor, Tensor]:
+def _by_groups(plan: Plan, y: Tensor, fit: bool, progress: bool) -> tuple[Tensor, Tensor]:
     """Interactions [C, n, n], values on the diagonal, and their variances."""
     groups, known = list(plan.groups), y.new_zeros(len(y), plan.n, plan.n)
     if fit and plan.design == "stratified":
@@ -125,12 +135,19 @@ def _by_groups(plan: Plan, y: Tensor, fit: bool) -> tuple[Tensor, Tensor]:
     if plan.design == "bernoulli":
         pairs, values = torch.ones(1, 3, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)
     sums = _Sums(plan, y)
-    for at, group in enumerate(groups):
+    for at, group in enumerate(_with_bar(groups) if progress else groups):
         mirror = None if group.mirror is None else groups[group.mirror]
         if group.mirror is None or group.mirror > at:  # else done with its mirror
             sums.add(group, mirror, *(group.share * x[group.size or 0] for x in (pairs, values)))
     mean, variance = sums.results()
     return mean + known, variance
+
+
+def _with_bar(groups: list[Group]) -> Iterable[Group]:
+    with needs("rich"):
+        from rich.console import Console
+        from rich.progress import track
+    return track(groups, "aggregate", console=Console(stderr=True), transient=True)
 
 
 class _Sums:

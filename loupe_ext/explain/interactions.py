@@ -21,6 +21,7 @@ def interactions(
     budget: int = 2**14,
     seed: int = 0,
     control: Game | None = None,
+    progress: bool = False,
 ) -> Interactions:
     """Values of all players of a game and interactions of all pairs.
 
@@ -33,6 +34,7 @@ def interactions(
         budget: evaluations of the game at most, where there is no closed form. From 2^n on, the result is exact.
         seed: of the coalitions.
         control: a game with known interactions that resembles this one, to make errors smaller (see `aggregate`).
+        progress: whether to show a bar on the terminal while `aggregate` works.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or value; the game has no closed form.
@@ -48,8 +50,9 @@ def interactions(
     if known is None:
         design = "stratified" if method == "auto" else method
         planned = plan(game.n, budget, index=index, p=p, design=design, seed=seed)
-        worth = torch.cat([game(planned.masks(part)) for part in planned.split(1 + len(planned) // 2**14)])
-        return aggregate(planned, worth, control=control, players=list(game.players)).of_order(order)
+        values = torch.cat([game(planned.masks(part)) for part in planned.split(1 + len(planned) // 2**14)])
+        found = aggregate(planned, values, control=control, players=list(game.players), progress=progress)
+        return found.of_order(order)
     values = known.diagonal().clone()
     pairs = known.clone().fill_diagonal_(0)
     errors = torch.zeros_like(values), torch.zeros_like(pairs)
