@@ -4,12 +4,14 @@ import math
 import numbers
 import operator
 import reprlib
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+NO_FORWARD_MODE = "forward-mode differentiation is not supported (jvp, jacfwd, hessian)"
 _REPR = reprlib.Repr()
 _REPR.maxstring = 80
 
@@ -30,10 +32,29 @@ def check_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a dense (strided) tensor, got {got}")
 
 
-def check_no_tangent(name: str, value: Tensor | None) -> None:
+def layers(value: Tensor) -> list[Tensor]:
+    """The tensor under each of torch.func's transforms, outside last. (vmap lets nobody read but that one's values.)"""
+    found = [value]
+    if not torch.compiler.is_compiling():
+        while torch._C._functorch.is_functorch_wrapped_tensor(found[-1]):
+            found.append(torch._C._functorch.get_unwrapped(found[-1]))
+    return found
+
+
+def is_mapped(value: Tensor) -> bool:
+    """Whether torch.vmap maps over it."""
+    return any(torch._C._functorch.is_batchedtensor(x) for x in layers(value)[:-1])
+
+
+def check_no_tangent(op: str, names: Iterable[str], values: Iterable[object]) -> None:
     """The ops have no forward-mode derivative, and torch would take its absence for zero."""
-    if value is not None and forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None:
-        raise RuntimeError(f"{name}: forward-mode differentiation is not supported, got a dual tensor")
+    if forward_ad._current_level < 0:
+        return
+    for name, value in zip(names, values, strict=False):
+        if not isinstance(value, Tensor) or torch._C._functorch.is_batchedtensor(value):  # the latter can't be unpacked
+            continue
+        if forward_ad.unpack_dual(value).tangent is not None:
+            raise RuntimeError(f"{name}: {NO_FORWARD_MODE} by {op}, got a dual tensor")
 
 
 def check_floating(name: str, value: Tensor) -> None:
@@ -174,8 +195,9 @@ def length_mask(name: str, lengths: Tensor | None, like: Tensor, dim: int) -> Te
     if lengths is None:
         return torch.ones(B, n, dtype=torch.bool, device=like.device)
     check_lengths(name, lengths, torch.Size([B]), like.device)
-    if B and not bool(((lengths >= 1) & (lengths <= n)).all()):
-        raise ValueError(f"{name}: expected lengths in 1..{n}, got {lengths.min().item()}..{lengths.max().item()}")
+    values = layers(lengths)[-1]
+    if B and not bool(((values >= 1) & (values <= n)).all()):
+        raise ValueError(f"{name}: expected lengths in 1..{n}, got {values.min().item()}..{values.max().item()}")
     return torch.arange(n, device=like.device) < lengths[:, None]
 
 

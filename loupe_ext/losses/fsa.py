@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from loupe_ext._checks import check_features, check_like, check_number, check_same, check_scale, length_mask
+from loupe_ext._checks import check_features, check_like, check_number, check_same, check_scale, is_mapped, length_mask
 from loupe_ext._dtypes import no_autocast, widened
 from loupe_ext.losses.sampled import sampled_interactions
 from loupe_ext.ops import pairwise_interactions
@@ -83,11 +83,11 @@ def fsa_labels(
     phrases = length_mask("phrase_lengths", phrase_lengths, alignment, 2)[:, None, :]
     with torch.no_grad():
         if interactions is None:
-            dtype, (alignment,) = widened(alignment)
+            dtype, (alignment,) = widened(alignment.detach())  # no tangent either
             interactions = alignment_interactions(alignment, region_lengths, phrase_lengths)
         else:
             check_like("interactions", interactions, "alignment", alignment, dtype=False)
-            dtype, (_, interactions) = widened(alignment, interactions)
+            dtype, (_, interactions) = widened(alignment, interactions.detach())
         interactions = interactions.masked_fill(~(regions & phrases), -torch.inf)
         best = interactions.amax(2)
         unit = best.amax(1)[:, None].clamp(min=torch.finfo(best.dtype).tiny)
@@ -141,7 +141,12 @@ def fsa_loss(
     phrases = phrases.masked_fill(~present[..., None], 0)
     with no_autocast(regions.device):
         own = scale * regions @ phrases.mT
-        rivals = scale * regions @ phrases[present].T if negatives else own.masked_fill(~present[:, None], -torch.inf)
+        if not negatives:
+            rivals = own.masked_fill(~present[:, None], -torch.inf)
+        elif is_mapped(present):  # then how many are present is not a number
+            rivals = (scale * regions @ phrases.flatten(0, 1).T).masked_fill(~present.flatten(), -torch.inf)
+        else:
+            rivals = scale * regions @ phrases[present].T
     labels, weights = fsa_labels(own, region_lengths, phrase_lengths, temperature, interactions)
     cross_entropy = (labels * (rivals.logsumexp(2)[..., None] - own)).sum(2)
     means = (weights * cross_entropy).sum(1) / weights.sum(1).clamp(min=torch.finfo(weights.dtype).tiny)

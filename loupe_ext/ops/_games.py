@@ -8,7 +8,6 @@ from loupe_ext._checks import (
     check_floating,
     check_lengths,
     check_like,
-    check_no_tangent,
     check_probability,
     check_tensor,
 )
@@ -36,8 +35,6 @@ def batch_of(
     ):
         if value is not None:
             check_tensor(name, value)
-    check_no_tangent("scores", scores)
-    check_no_tangent("col_scores", col_scores)
     resolve_backend(backend, scores.device)
     tensors = (scores, col_scores, region_lengths, phrase_lengths)
     if scores.dim() != 2:

@@ -123,4 +123,5 @@ region_maxima = register(
     "region_maxima(Tensor sorted, Tensor order, Tensor regions, Tensor slopes, Tensor lengths, str backend) -> Tensor",
     _maxima,
     _fake_maxima,
+    shared=(3,),
 )

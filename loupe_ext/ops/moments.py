@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from loupe_ext import _C
-from loupe_ext._checks import check_floating, check_int, check_no_tangent, check_tensor
+from loupe_ext._checks import check_floating, check_int, check_tensor
 from loupe_ext.ops._native import address, current_stream, dense_lengths, dtype_name, on_device, resolve_backend
 from loupe_ext.ops._register import register
 from loupe_ext.ops.coalitions import MAX_PLAYERS
@@ -50,9 +50,9 @@ def coalition_moments(
         1e-6 of the sum of the absolute values for any number of coalitions (half types: before the result is rounded
         to its dtype).
 
-    The result is differentiable once in `values`, backward. The same bits come back for any thread count. Offsets that
-    lie on a GPU are not checked, since that would have to wait for it: where they leave 0..S or decrease, which rows
-    are summed is not defined, but nothing outside of the tensors is read.
+    The result is differentiable once in `values`, backward, by torch.func too (grad, vjp, jacrev, vmap). The same bits
+    come back for any thread count. Offsets that lie on a GPU are not checked, since that would have to wait for it:
+    where they leave 0..S or decrease, which rows are summed is not defined, but nothing outside of the tensors is read.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -72,7 +72,6 @@ def coalition_moments(
     check_tensor("values", values)
     if offsets is not None:
         check_tensor("offsets", offsets)
-    check_no_tangent("values", values)
     check_int("n", n, 1, MAX_PLAYERS)
     resolve_backend(backend, values.device)
     if values.dim() not in (1, 2):
@@ -204,6 +203,7 @@ _moments_backward = register(
     "moments_backward(Tensor grad, Tensor coalitions, Tensor? offsets, str backend) -> Tensor",
     _backward,
     _fake_backward,
+    shared=(1, 2),
 )
 _moments = register(
     "moments(Tensor coalitions, Tensor values, Tensor? offsets, SymInt n, str backend) -> Tensor",
@@ -211,4 +211,5 @@ _moments = register(
     _fake_forward,
     _autograd,
     _setup_context,
+    shared=(0, 2),
 )

@@ -61,9 +61,9 @@ def pairwise_interactions(
         defined for scores beyond an eighth of what their dtype, or for half types float32, can hold). On a GPU, where
         lengths cannot be checked without waiting for it, a problem with a length out of range comes back all NaN.
 
-    The result is differentiable once in both inputs, backward. It is piecewise linear in them; on a tie the gradient is
-    that of the linear piece in which the entry of lower index is the larger. The same bits come back for any thread
-    count and any split of the batch.
+    The result is differentiable once in both inputs, backward, by torch.func too (grad, vjp, jacrev, vmap). It is
+    piecewise linear in them; on a tie the gradient is that of the linear piece in which the entry of lower index is the
+    larger. The same bits come back for any thread count and any split of the batch.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.

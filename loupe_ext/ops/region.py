@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loupe_ext._checks import check_floating, check_index, check_int, check_lengths, check_tensor
+from loupe_ext._checks import check_floating, check_index, check_int, check_lengths, check_tensor, is_mapped
 from loupe_ext._dtypes import no_autocast
 from loupe_ext.ops._native import resolve_backend
 from loupe_ext.ops._region import region_maxima, region_walks
@@ -77,8 +77,8 @@ def region_interactions(
         num_samples: walks ("shapley") or coalitions ("banzhaf") an image.
         standard_error: None, or the standard error that is wanted: `num_samples` more are drawn for the regions that
             are above it until none is, or until `max_samples`. Whether to go on has to be read from the device, so
-            torch.compile cannot hold this loop in one graph; and stopping at a lucky moment makes the error look a
-            little smaller than it is.
+            torch.compile cannot hold this loop in one graph, nor torch.vmap map over it; and stopping at a lucky moment
+            makes the error look a little smaller than it is.
         max_samples: the most samples for `standard_error`.
         seed: 0 to 2^64 - 1.
         antithetic: samples are drawn in pairs, the second the reverse (the complement) of the first; the standard error
@@ -98,7 +98,7 @@ def region_interactions(
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or value.
-        RuntimeError: the backend is absent or cannot run on the tensors' device.
+        RuntimeError: the backend is absent or cannot run on the tensors' device; or `standard_error` under torch.vmap.
 
     Example:
         >>> import torch, loupe_ext
@@ -228,6 +228,8 @@ def _walked(
         done += samples
         if wanted is not None and done % at_once == 0 and done < most:
             above = _standard_errors(moments) > wanted
+            if is_mapped(above):
+                raise RuntimeError("standard_error: region_interactions expected None under torch.vmap, got a number")
             if not above.any():
                 break
             packed = packed.masked_fill(~above.unsqueeze(-1), 0)  # a region without patches costs nothing
