@@ -18,7 +18,7 @@ class Game(ABC):
     """
 
     def __init__(self, n: int, players: Sequence[str] | None = None) -> None:
-        check_int("n", n, 1, 2**31 - 1)
+        n = check_int("n", n, 1, 2**31 - 1)
         if players is not None and len(players) != n:
             raise ValueError(f"players: expected {n} names, got {len(players)}")
         self.n = n

@@ -73,7 +73,7 @@ class Plan:
 
     def split(self, parts: int) -> list[slice]:
         """The coalitions in `parts` slices of about equal length, to evaluate apart. Concatenate the values."""
-        check_int("parts", parts, 1, 2**31)
+        parts = check_int("parts", parts, 1, 2**31)
         edges = [len(self) * i // parts for i in range(parts + 1)]
         return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
@@ -138,9 +138,8 @@ def plan(
         TypeError, ValueError: an argument has the wrong type, or is out of its range; the budget is too small for one
             evaluation of what the design needs.
     """
-    check_int("n", n, 1, MAX_PLAYERS)
-    check_int("budget", budget, 1, 2**31 - 1)
-    check_int("seed", seed, 0, 2**64 - 1)
+    n, budget = check_int("n", n, 1, MAX_PLAYERS), check_int("budget", budget, 1, 2**31 - 1)
+    seed = check_int("seed", seed, 0, 2**64 - 1)
     check_index(index, p)
     if design not in DESIGNS:
         raise ValueError(f"design: expected one of {DESIGNS}, got {design!r}")

@@ -81,7 +81,7 @@ class Interactions:
 
     def top(self, k: int = 10) -> list[tuple[str, str, float]]:
         """The `k` pairs whose interactions are largest in size, as (player, player, interaction). NaN last."""
-        check_int("k", k, 0, 2**31)
+        k = check_int("k", k, 0, 2**31)
         pairs = self._pairs_of_one_game()
         i, j = torch.triu_indices(self.n, self.n, 1)
         order = pairs[i, j].abs().nan_to_num(-1.0).argsort(descending=True, stable=True)[:k]

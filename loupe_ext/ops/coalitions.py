@@ -118,10 +118,10 @@ def sample_permutations(
 
 def unpack_coalitions(coalitions: Tensor, num_players: int) -> Tensor:
     """Packed coalitions int64 [..., ceil(n / 64)] as masks bool [..., n]."""
-    words = _check_packed(coalitions, num_players)
+    num_players = _check_packed(coalitions, num_players)
     shifts = torch.arange(64, device=coalitions.device)
     bits = (coalitions.unsqueeze(-1) >> shifts) & 1
-    return bits.reshape(*coalitions.shape[:-1], 64 * words)[..., :num_players].bool()
+    return bits.reshape(*coalitions.shape[:-1], 64 * coalitions.shape[-1])[..., :num_players].bool()
 
 
 def pack_coalitions(masks: Tensor) -> Tensor:
@@ -136,13 +136,14 @@ def pack_coalitions(masks: Tensor) -> Tensor:
 
 
 def _check_packed(coalitions: object, num_players: int) -> int:
-    words = (check_int("num_players", num_players, 0, MAX_PLAYERS) + 63) // 64
+    num_players = check_int("num_players", num_players, 0, MAX_PLAYERS)
+    words = (num_players + 63) // 64
     if not isinstance(coalitions, Tensor) or coalitions.dtype != torch.int64:
         got = coalitions.dtype if isinstance(coalitions, Tensor) else type(coalitions).__name__
         raise TypeError(f"coalitions: expected an int64 tensor, got {got}")
     if coalitions.dim() < 1 or coalitions.shape[-1] != words:
         raise ValueError(f"coalitions: expected shape [..., {words}], got {tuple(coalitions.shape)}")
-    return words
+    return num_players
 
 
 def _sample(
@@ -159,13 +160,13 @@ def _sample(
     stratified: bool = False,
     threshold: int = 0,
 ) -> Tensor:
-    check_int("num_players", num_players, 0, MAX_PLAYERS)
+    num_players = check_int("num_players", num_players, 0, MAX_PLAYERS)
     problems = 1 if num_problems is None else check_int("num_problems", num_problems, 0, 2**31)
     last = 2**32 - 2  # one counter is kept for the starts of stratified sizes
-    check_int("num_samples", num_samples, 0, last)
-    check_int("first_problem", first_problem, 0, 2**62)
-    check_int("first_sample", first_sample, 0, last - num_samples)
-    check_int("seed", seed, 0, 2**64 - 1)
+    num_samples = check_int("num_samples", num_samples, 0, last)
+    first_problem = check_int("first_problem", first_problem, 0, 2**62)
+    first_sample = check_int("first_sample", first_sample, 0, last - num_samples)
+    seed = check_int("seed", seed, 0, 2**64 - 1)
     device = torch.device(device)
     resolve_backend(backend, device)
     signed = seed - 2**64 if seed >= 2**63 else seed  # an op's integers are signed
