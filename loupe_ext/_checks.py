@@ -1,6 +1,5 @@
 """Argument checks that the whole package shares. Every message names the argument, what was expected and what came."""
 
-import functools
 import math
 import numbers
 import operator
@@ -46,17 +45,6 @@ def check_dtype(name: str, value: object) -> None:
     """None, or the dtype of a floating result."""
     if value is not None and value not in FLOATS:
         raise TypeError(f"{name}: expected None, float16, bfloat16, float32 or float64, got {value!r}")
-
-
-def widened(value: Tensor) -> Tensor:
-    """Half types as float32, in which areas, norms and small epsilons have room; others as they are."""
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-
-
-def promoted(*values: Tensor) -> list[Tensor]:
-    """All in the widest of their dtypes, which is float32 or float64."""
-    dtype = functools.reduce(torch.promote_types, (value.dtype for value in values), torch.float32)
-    return [value.to(dtype) for value in values]
 
 
 def check_like(name: str, value: Tensor, other_name: str, other: Tensor, dtype: bool = True) -> None:

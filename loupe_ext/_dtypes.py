@@ -18,6 +18,15 @@ def widened(*tensors: Tensor) -> tuple[torch.dtype, list[Tensor]]:
     return dtype, [x.to(wide) for x in tensors]
 
 
+def promoted(*tensors: Tensor) -> list[Tensor]:
+    """The tensors of `widened` alone."""
+    return widened(*tensors)[1]
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return promoted(x)[0]
+
+
 def directions(x: Tensor) -> Tensor:
     """x over its norm along the last dimension; of 0, 0, with a gradient that float16 can hold (not 1 / epsilon)."""
     norm = x.norm(dim=-1, keepdim=True)

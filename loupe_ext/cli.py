@@ -201,8 +201,6 @@ def _evaluate(options: argparse.Namespace) -> None:
     check_choice("--data", data, DATASETS)
     task = found.task()
     test = load(data, "test", options.scenes)
-    if test.pairs.vocabulary.words != found.vocabulary.words:
-        raise ValueError(f"--data: expected a data set with the checkpoint's words, got {data}")
     threshold = choose_threshold(task, load(data, "validation", max(1, options.scenes // 2)))
     for name, value in evaluate(task, test, threshold).items():
         print(f"{name:16} {value:.4f}")

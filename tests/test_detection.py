@@ -255,6 +255,15 @@ class TestPrompts:
         picked = choose_proposals(features.float(), confidence.float(), prompts.float().expand(2, -1, -1))
         assert torch.equal(choose_proposals(features, confidence, prompts.expand(2, -1, -1)), picked)
 
+    def test_a_class_whose_prompt_is_not_finite_takes_nothing_from_the_others(self):
+        rng = torch.Generator().manual_seed(0)
+        features, prompts = (normalize(torch.randn(*n, 8, generator=rng), dim=-1) for n in ((2, 5), (3,)))
+        want = score_detections(features, torch.zeros(2, 5), prompts[:2], 20.0)
+        prompts[2] = torch.nan
+        got = score_detections(features, torch.zeros(2, 5), prompts, 20.0)
+        torch.testing.assert_close(got[:, :2], want)
+        assert (got[:, 2] == -torch.inf).all()
+
     def seeing_the_truth(self, monkeypatch, truth):
         """A model whose proposals are the true objects, each with the feature of its class, in batches of 5."""
         task = self.task()

@@ -209,6 +209,19 @@ class TestBoxes:
         boxes, confidence = torch.tensor([0.0, 0, 9, 9]).expand(1, n, 4), torch.arange(float(n))[None]
         assert propose(boxes, confidence, count)[0].tolist() == [n - 1 - i for i in range(count)]
 
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf])
+    def test_proposals_that_are_not_finite_come_last(self, value):
+        boxes, confidence = boxes_of(1, 6), random_pairs(1, 1, 6)[0]
+        want = propose(boxes, confidence, 6)[0].tolist()
+        for i in (0, 3):
+            no_box, no_confidence = boxes.clone(), confidence.clone()
+            no_box[0, i, 1], no_confidence[0, i] = value, value
+            assert propose(no_box, confidence, 6)[0, -1] == propose(boxes, no_confidence, 6)[0, -1] == i
+            fewer = [j for j in range(6) if j != i]
+            alone = propose(boxes[:, fewer], confidence[:, fewer], 5)[0].tolist()
+            assert propose(no_box, confidence, 6)[0, :5].tolist() == [fewer[j] for j in alone]
+        assert propose(boxes, confidence, 6)[0].tolist() == want
+
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_features_of_half_types_are_those_of_float32(self, dtype):
         patches = (40 * random_pairs(2 * 12, 12, 4)).view(2, 12, 12, 4).to(dtype)
@@ -336,6 +349,16 @@ class TestHeat:
             lambda x: heat.peaks(x, patch=150.5),
         ):
             assert torch.equal(of(some), of(some.float()))
+
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+    def test_a_map_that_is_not_finite_has_no_box_and_no_peak(self, value):
+        maps = random_pairs(3, 4, 4).float()
+        spoiled = maps.clone()
+        spoiled[1, 2, 2] = value
+        for of in (heat.peaks, lambda x: heat.heat_boxes(x, 0.3), lambda x: heat.heat_boxes(x, 0.0)):
+            got, want = of(spoiled), of(maps)
+            assert torch.equal(got[[0, 2]], want[[0, 2]])
+            assert got[1].isnan().all()
 
     def test_many_maps_are_as_each_alone_and_none_are_none(self):
         maps = random_pairs(300, 4, 4).float()

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import pytest
@@ -7,9 +8,15 @@ from loupe_ext import data
 from loupe_ext.losses import late_interaction_similarity
 from loupe_ext.model import heat
 from loupe_ext.model.regions import coverage
-from loupe_ext.train import Config, Task
+from loupe_ext.train import Config, Task, checkpoint, train
 from loupe_ext.zeroshot import evaluate as evaluation
-from loupe_ext.zeroshot.grounding import choose_proposals, grounding_accuracy, pointing_accuracy, proposal_recall
+from loupe_ext.zeroshot.grounding import (
+    choose_proposals,
+    chosen_boxes,
+    grounding_accuracy,
+    pointing_accuracy,
+    proposal_recall,
+)
 from loupe_ext.zeroshot.retrieval import recalls
 
 RETRIEVAL = {"i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5"}
@@ -66,12 +73,54 @@ class TestRetrieval:
         mask = {"everywhere": torch.ones(3, 3), "match": torch.eye(3), "others": 1 - torch.eye(3)}[where].bool()
         assert set(recalls(similarity.masked_fill(mask, torch.nan), at=(1,)).values()) == {0}
 
+    def test_a_match_that_is_not_finite_is_a_miss_at_every_k(self):
+        for value in (torch.nan, torch.inf, -torch.inf):
+            assert set(recalls(torch.eye(3).fill_diagonal_(value), at=(1, 3, 9)).values()) == {0}
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+    def test_several_captions_of_an_image(self, dtype):
+        rng = torch.Generator().manual_seed(0)
+        image = torch.randint(4, (12,), generator=rng)
+        image[:4] = torch.tensor([2, 0, 3, 1])
+        similarity = torch.rand(4, 12, generator=rng, dtype=torch.float64).mul(9).round().to(dtype)  # with ties
+        other = similarity.flip(1)
+        got = recalls(similarity, other, (1, 3), image)
+        for k in (1, 3):
+            i2t, t2i = [], []
+            for i in range(4):
+                best = max(similarity[i, j] for j in range(12) if image[j] == i)
+                i2t.append(sum(similarity[i, j] >= best for j in range(12) if image[j] != i).item() < k)
+            for j in range(12):
+                better = sum(other[i, j] >= other[image[j], j] for i in range(4) if i != image[j])
+                t2i.append(int(better) < k)
+            assert 0 < sum(i2t) + sum(t2i) < 16
+            assert (got[f"i2t_r{k}"], got[f"t2i_r{k}"]) == (sum(i2t) / 4, sum(t2i) / 12)
+
     @pytest.mark.parametrize("shape", [(2, 3), (4,), (0, 0), (1, 2, 2)])
     def test_not_a_square(self, shape):
-        with pytest.raises(ValueError, match=r"image_to_text: expected a square \[n, n\]"):
+        expected = r"expected (a square \[n, n\]|shape \[n, m\], none of them 0)"
+        with pytest.raises(ValueError, match=f"image_to_text: {expected}"):
             recalls(torch.zeros(shape))
-        with pytest.raises(ValueError, match=r"text_to_image: expected a square \[n, n\]"):
+        with pytest.raises(ValueError, match=f"text_to_image: {expected}"):
             recalls(torch.eye(3), torch.zeros(shape))
+
+    @pytest.mark.parametrize(
+        ("changes", "error", "message"),
+        [
+            ({"image_to_text": [[1.0]]}, TypeError, "image_to_text: expected a torch.Tensor, got list"),
+            ({"image_to_text": torch.eye(3).long()}, TypeError, "image_to_text: expected dtype"),
+            ({"text_to_image": torch.eye(4)}, ValueError, r"text_to_image: expected the n of image_to_text \(3\)"),
+            ({"at": (0,)}, ValueError, "at: expected 1 to .*, got 0"),
+            ({"at": 1}, TypeError, "at: expected a tuple of ints, got 1"),
+            ({"image_of_caption": [0, 1, 2]}, TypeError, "image_of_caption: expected a torch.Tensor"),
+            ({"image_of_caption": torch.arange(2)}, ValueError, r"image_of_caption: expected int64 of shape \[3\]"),
+            ({"image_of_caption": torch.tensor([0, 0, 1])}, ValueError, "image_of_caption: expected each of 0 to 2"),
+            ({"image_of_caption": torch.tensor([0, 1, 3])}, ValueError, "image_of_caption: expected each of 0 to 2"),
+        ],
+    )
+    def test_bad_input(self, changes, error, message):
+        with pytest.raises(error, match=message):
+            recalls(**{"image_to_text": torch.eye(3), **changes})
 
 
 class TestGrounding:
@@ -116,6 +165,90 @@ class TestGrounding:
         sure[0, 0] = -9  # 5 * (1 - 0.8) does not make up for that
         assert choose_proposals(features, sure, phrases).tolist() == [[2, 1, 1]]
         assert choose_proposals(features, sure, phrases, sharpness=100.0).tolist() == [[0, 1, 1]]
+
+    nan = torch.full((1, 4), torch.nan)
+
+    def test_what_is_not_finite_is_a_miss(self):
+        true = self.box.expand(3, 4)
+        for value in (torch.nan, torch.inf, -torch.inf):
+            predicted = true.clone()
+            predicted[1, 2] = value
+            assert grounding_accuracy(predicted, true) == {
+                key: pytest.approx(2 / 3) for key in ("acc50", "acc30", "miou")
+            }
+            assert proposal_recall(predicted[:, None], true) == pytest.approx(2 / 3)
+            assert proposal_recall(torch.stack([predicted, true], 1), true) == 1  # one spoils no other
+            points = torch.full((3, 2), 5.0)
+            points[1, 1] = value
+            assert pointing_accuracy(points, true) == pytest.approx(2 / 3)
+
+    def test_a_phrase_without_a_true_box_is_left_out_and_counted(self):
+        predicted, true = self.box.expand(3, 4), torch.cat([self.box, self.nan, 2 * self.box])
+        alone = grounding_accuracy(predicted[[0, 2]], true[[0, 2]])
+        assert grounding_accuracy(predicted, true) == {**alone, "left_out": 1}
+        assert proposal_recall(predicted[:, None], true) == pointing_accuracy(predicted[:, :2], true) == 0.5
+        with pytest.raises(ValueError, match="true: expected a finite box or more, got none"):
+            grounding_accuracy(self.box, self.nan)
+
+    def test_several_true_boxes_of_a_phrase(self):
+        left, right = torch.tensor([0.0, 0, 4, 4]), torch.tensor([8.0, 0, 12, 4])
+        true = torch.stack([torch.stack([left, right, self.nan[0]]), torch.stack([right, *self.nan, *self.nan])])
+        predicted = torch.stack([right, torch.tensor([0.0, 0, 12, 4])])
+        assert grounding_accuracy(predicted, true)["miou"] == pytest.approx((1 + 1 / 3) / 2)
+        assert grounding_accuracy(predicted, true, "merged")["miou"] == pytest.approx((1 / 3 + 1 / 3) / 2)
+        points = torch.tensor([[6.0, 2], [9, 2]])  # between the two of the first; in the second's
+        assert pointing_accuracy(points, true) == 0.5
+        assert pointing_accuracy(points, true, "merged") == 1
+        assert proposal_recall(predicted[:, None], true) == 0.5
+        assert proposal_recall(predicted[:, None], true, 0.3, "merged") == 1
+
+    def test_a_proposal_whose_score_is_not_finite_is_not_picked(self):
+        features, phrases = torch.eye(3)[None].clone(), torch.eye(3)[None].clone()
+        features[0, 1, 0], phrases[0, 2] = torch.nan, torch.nan
+        chosen = choose_proposals(features, torch.zeros(1, 3), phrases)
+        assert chosen.tolist() == [[0, 0, -1]]
+        boxes = chosen_boxes(torch.arange(12.0).view(1, 3, 4), chosen)
+        assert boxes[0, :2].tolist() == [[0, 1, 2, 3]] * 2
+        assert boxes[0, 2].isnan().all()
+
+    @pytest.mark.parametrize(
+        ("function", "arguments", "error", "message"),
+        [
+            (
+                grounding_accuracy,
+                (torch.zeros(3, 4), torch.zeros(1, 4)),
+                ValueError,
+                r"true: expected the n of predicted",
+            ),
+            (
+                grounding_accuracy,
+                (torch.zeros(1, 4), torch.zeros(3, 4)),
+                ValueError,
+                r"true: expected the n of predicted",
+            ),
+            (
+                grounding_accuracy,
+                (torch.zeros(4), torch.zeros(3, 4)),
+                ValueError,
+                r"predicted: expected shape \[n, 4\]",
+            ),
+            (grounding_accuracy, (torch.zeros(3, 4), torch.zeros(4)), ValueError, r"true: expected shape \[n, 4\] or"),
+            (grounding_accuracy, (torch.zeros(3, 4), None), TypeError, r"true: expected a torch.Tensor"),
+            (grounding_accuracy, (*[torch.zeros(3, 4)] * 2, "all"), ValueError, "several: expected 'any' or 'merged'"),
+            (pointing_accuracy, (torch.zeros(1, 2), torch.zeros(3, 4)), ValueError, "boxes: expected the n of points"),
+            (pointing_accuracy, (torch.zeros(3, 2).long(), torch.zeros(3, 4)), TypeError, "points: expected dtype"),
+            (
+                proposal_recall,
+                (torch.zeros(1, 2, 4), torch.zeros(3, 4)),
+                ValueError,
+                "true: expected the n of proposals",
+            ),
+            (proposal_recall, (torch.zeros(3, 2, 4), torch.zeros(3, 4), "x"), TypeError, "overlap: expected a float"),
+        ],
+    )
+    def test_bad_input(self, function, arguments, error, message):
+        with pytest.raises(error, match=message):
+            function(*arguments)
 
     def test_the_truth_scores_one(self):
         true = true_boxes()
@@ -196,6 +329,53 @@ class TestEvaluate:
         monkeypatch.setattr(evaluation.grounding, "choose_proposals", lambda *_: order.argsort(1))
         metrics = evaluation.evaluate(task(), scenes(), 0.5)
         assert all(metrics[name] == 1 for name in PROPOSALS)
+
+    def test_words_that_are_not_the_tasks_are_refused(self):
+        model, pairs = task(), scenes().pairs
+        words = list(pairs.vocabulary.words)
+        model.vocabulary = data.Vocabulary([*words[:4], words[5], words[4], *words[6:]])
+        for judge in (
+            lambda: evaluation.evaluate(model, scenes(), 0.5),
+            lambda: evaluation.choose_threshold(model, scenes()),
+        ):
+            with pytest.raises(ValueError, match=f"scenes: .* id 5 to be {words[5]!r}, got {words[4]!r}"):
+                judge()
+        model.vocabulary = None
+        beyond = dataclasses.replace(pairs, words=pairs.words + len(pairs.vocabulary))
+        with pytest.raises(ValueError, match=f"words: expected ids 0 to {len(words)} of the vocabulary, got"):
+            evaluation.evaluate(model, dataclasses.replace(scenes(), pairs=beyond), 0.5)
+        with pytest.raises(ValueError, match=f"words: expected ids 0 to {len(words)} of the vocabulary, got"):
+            model.encoder.encode_text(beyond.batch(slice(2)))
+
+    def test_a_trained_task_knows_its_words(self, tmp_path):
+        pytest.importorskip("safetensors")
+        config = Config(width=16, dim=16, batch=8, train_size=8, proposals=6, steps=1, **NO_BOXES)
+        pairs = data.load("scenes", "train", 8).pairs
+        trained = train(pairs, config, path=tmp_path / "run").task
+        assert trained.vocabulary is pairs.vocabulary
+        assert checkpoint.load(tmp_path / "run").task().vocabulary.words == pairs.vocabulary.words
+
+    def test_heat_that_is_not_finite_is_a_miss_of_its_own(self, monkeypatch):
+        def maps(patches, phrases):
+            found = coverage(scenes().boxes.nan_to_num(0), 16, 16).unflatten(-1, (16, 16))
+            found[0, 0, 3, 3] = torch.nan
+            return found
+
+        monkeypatch.setattr(heat, "heat_maps", maps)
+        metrics = evaluation.evaluate(task(**NO_BOXES), scenes(), 0.5)
+        n = len(true_boxes())
+        assert metrics["pointing"] == metrics["acc50"] == pytest.approx((n - 1) / n)
+
+    def test_a_phrase_without_a_true_box_is_left_out(self):
+        boxes = scenes().boxes.clone()
+        boxes[0, 0] = torch.nan
+        metrics = evaluation.evaluate(task(**NO_BOXES), dataclasses.replace(scenes(), boxes=boxes), 0.5)
+        whole = evaluation.evaluate(task(**NO_BOXES), scenes(), 0.5)
+        assert metrics.pop("left_out") == 1
+        assert set(metrics) == set(whole)
+        n = len(true_boxes())
+        for name in GROUNDING - {"miou"}:  # one fewer, which was a hit or a miss
+            assert round(metrics[name] * (n - 1), 6) in {round(whole[name] * n, 6), round(whole[name] * n - 1, 6)}
 
     def test_the_threshold_is_the_one_that_grounds_most(self, monkeypatch):
         boxes = lambda maps, threshold, patch: true_boxes() * (1 if threshold in (0.45, 0.6) else 9)  # noqa: E731

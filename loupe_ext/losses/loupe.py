@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from loupe_ext._checks import check_features, check_number
-from loupe_ext._dtypes import directions, widened
+from loupe_ext._dtypes import at_least_float32, directions
 from loupe_ext.losses.cmc import cmc_loss
 from loupe_ext.losses.fsa import fsa_loss
 from loupe_ext.losses.late_interaction import late_interaction_loss
@@ -129,4 +129,4 @@ def contrast_gate(contrasts: list[Tensor], batch_size: int) -> Tensor:
 
 def _directions(features: Tensor) -> Tensor:
     """The features at length one, at least in float32."""
-    return directions(widened(features)[1][0])
+    return directions(at_least_float32(features))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from loupe_ext._checks import check_int, widened
+from loupe_ext._checks import check_int
+from loupe_ext._dtypes import at_least_float32
 from loupe_ext.data.pairs import Batch
 from loupe_ext.model.image import PATCH, ImageEncoder
 from loupe_ext.model.regions import RegionHead, box_features, propose
@@ -101,7 +102,7 @@ class DualEncoder(nn.Module):
         self.region_head = RegionHead(self.image.width)
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
-        tokens = widened(self.image(images))
+        tokens = at_least_float32(self.image(images))
         patch = images.shape[3] / tokens.shape[2]
         with torch.autocast(tokens.device.type, enabled=False):
             projected = self.image_projection(tokens)
@@ -115,7 +116,7 @@ class DualEncoder(nn.Module):
         if batch.words.device.type == "cpu":  # elsewhere, to look would wait for the device
             check_words(batch.words, self.vocabulary)
         mask = batch.words != 0
-        tokens = widened(self.text(batch.words, batch.spans))
+        tokens = at_least_float32(self.text(batch.words, batch.spans))
         with torch.autocast(tokens.device.type, enabled=False):
             projected = self.text_projection(tokens) * mask[..., None]
             member = phrase_of_words(batch.spans, batch.words.shape[1])

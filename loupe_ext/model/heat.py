@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 
-from loupe_ext._checks import check_features, check_floating, check_number, check_sizes, check_tensor, promoted, widened
+from loupe_ext._checks import check_features, check_floating, check_number, check_sizes, check_tensor
+from loupe_ext._dtypes import at_least_float32, promoted
 from loupe_ext.extras import needs
 from loupe_ext.model.image import PATCH
 
@@ -27,7 +28,7 @@ def check_maps(heat: object) -> Tensor:
     if heat.dim() != 3 or 0 in heat.shape[1:]:
         raise ValueError(f"heat: expected shape [n, h, w], got {tuple(heat.shape)}")
     check_floating("heat", heat)
-    return widened(heat)
+    return at_least_float32(heat)
 
 
 def peaks(heat: Tensor, patch: float = PATCH) -> Tensor:

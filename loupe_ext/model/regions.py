@@ -13,9 +13,8 @@ from loupe_ext._checks import (
     check_number,
     check_sizes,
     check_tensor,
-    promoted,
-    widened,
 )
+from loupe_ext._dtypes import at_least_float32, promoted
 from loupe_ext.model.image import PATCH
 
 
@@ -50,7 +49,7 @@ class RegionHead(nn.Module):
         if tokens.shape[3] != self.project.in_features:
             raise ValueError(f"tokens: expected width {self.project.in_features}, got {tuple(tokens.shape)}")
         out = self.project(tokens).flatten(1, 2)
-        sides = self.side * patch * widened(out[..., :4]).clamp(-3, 3).exp()
+        sides = self.side * patch * at_least_float32(out[..., :4]).clamp(-3, 3).exp()
         at = centres(tokens.shape[1], tokens.shape[2], tokens.device, patch)
         return torch.cat([at - sides[..., :2], at + sides[..., 2:]], -1), out[..., 4]
 
@@ -73,7 +72,7 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: a box tensor has the wrong type, shape or dtype, or the two do not broadcast.
     """
-    a, b = widened(check_boxes("a", a)), widened(check_boxes("b", b))
+    a, b = at_least_float32(check_boxes("a", a)), at_least_float32(check_boxes("b", b))
     try:
         torch.broadcast_shapes(a.shape, b.shape)
     except RuntimeError:
@@ -123,7 +122,7 @@ def coverage(boxes: Tensor, height: int, width: int, edge: float = 1.0, patch: f
 
     In 0..1, float32 or, of float64 boxes, float64.
     """
-    boxes = widened(check_boxes("boxes", boxes))
+    boxes = at_least_float32(check_boxes("boxes", boxes))
     check_number("edge", edge, 0, above=True)
     at = centres(height, width, boxes.device, patch)
     low, high = boxes[..., None, :2], boxes[..., None, 2:]
@@ -156,7 +155,7 @@ def window_features(patches: Tensor, side: int, stride: int) -> Tensor:
     side, stride = check_int("side", side, 0, sys.maxsize), check_int("stride", stride, 0, sys.maxsize)
     if not (1 <= side <= min(h, w) and stride >= 1):
         raise ValueError(f"side, stride: expected windows inside {h} x {w} patches, got {side}, {stride}")
-    wide = widened(patches)
+    wide = at_least_float32(patches)
     rows, columns = (_windows(n, side, stride).to(wide) for n in (h, w))
     sums = torch.einsum("iy,jx,byxd->bijd", rows, columns, wide).flatten(1, 2)
     return normalize(sums, dim=-1).to(patches.dtype)

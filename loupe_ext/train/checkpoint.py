@@ -55,6 +55,7 @@ class Checkpoint:
             self._compare(Task(self.config, len(self.vocabulary), pretrained=False))
         task = Task(self.config, len(self.vocabulary), pretrained=False)
         self.restore(task)
+        task.vocabulary = self.vocabulary
         return task.eval()
 
     def _compare(self, task: Task, optimizer: torch.optim.Optimizer | None = None) -> None:

@@ -96,6 +96,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         task = Task(config, len(pairs.vocabulary)).to(device)
+    task.vocabulary = pairs.vocabulary
     optimizer = torch.optim.AdamW(
         task.parameters(), config.lr, (config.beta1, config.beta2), weight_decay=config.weight_decay
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from loupe_ext import boxes_to_regions, losses, region_interactions
-from loupe_ext.data.pairs import Batch
+from loupe_ext.data.pairs import Batch, Vocabulary
 from loupe_ext.model.dual import GLOBAL_CAP, DualEncoder, ImageFeatures, Scale, TextFeatures
 from loupe_ext.model.heat import heat_boxes, heat_maps, sharpened
 from loupe_ext.model.pretrained import BertEncoder, SwinEncoder
@@ -26,6 +26,7 @@ class Task(nn.Module):
         """`pretrained`: whether to read the weights that the configuration names, if any."""
         super().__init__()
         self.config = config
+        self.vocabulary: Vocabulary | None = None  # whose ids it learned, once it did
         image, text = _encoders(config, vocabulary, pretrained)
         self.encoder = DualEncoder(vocabulary, config.width, config.dim, config.blocks, image, text)
         self.scale_global = Scale(config.scale, GLOBAL_CAP)

@@ -14,8 +14,8 @@ from loupe_ext._checks import (
     check_number,
     check_sizes,
     check_tensor,
-    promoted,
 )
+from loupe_ext._dtypes import promoted
 from loupe_ext.data.pairs import Batch, Vocabulary, check_objects, encode_texts
 from loupe_ext.extras import needs
 from loupe_ext.model.dual import DualEncoder

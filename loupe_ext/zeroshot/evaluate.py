@@ -1,15 +1,16 @@
 """All zero-shot metrics of a trained task on scenes with known boxes."""
 
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
-from loupe_ext._checks import promoted
+from loupe_ext._dtypes import promoted
 from loupe_ext.data.pairs import Grounded
 from loupe_ext.losses import late_interaction_similarity
 from loupe_ext.model import heat
-from loupe_ext.model.dual import ImageFeatures, TextFeatures
+from loupe_ext.model.dual import ImageFeatures, TextFeatures, check_words
 from loupe_ext.train.task import Task
 from loupe_ext.zeroshot import detection, grounding
 from loupe_ext.zeroshot.retrieval import recalls
@@ -33,6 +34,8 @@ class Encoded:
 
 @torch.no_grad()
 def encode(task: Task, scenes: Grounded, batch: int = 200) -> Encoded:
+    """Raises TypeError, ValueError: there are no scenes, or their words are not those that the task knows."""
+    check_scenes(task, scenes)
     images, texts, maps = [], [], []
     for start in range(0, len(scenes), batch):
         part = scenes.pairs.batch(slice(start, start + batch))
@@ -42,6 +45,25 @@ def encode(task: Task, scenes: Grounded, batch: int = 200) -> Encoded:
         maps.append(heat.heat_maps(image.patches, text.phrases)[text.phrase_mask])
     named = torch.arange(scenes.boxes.shape[1]) < scenes.pairs.phrase_lengths[:, None]
     return Encoded(images, texts, torch.cat(maps), scenes.boxes[named])
+
+
+def check_scenes(task: Task, scenes: Grounded) -> None:
+    """Raise unless there are scenes, of the very words, in the same order, that the task was trained on."""
+    if not isinstance(task, Task):
+        raise TypeError(f"task: expected a Task, got {type(task).__name__}")
+    if not isinstance(scenes, Grounded):
+        raise TypeError(f"scenes: expected Grounded, got {type(scenes).__name__}")
+    if not len(scenes):
+        raise ValueError("scenes: expected one or more, got none")
+    given, known = scenes.pairs.vocabulary, task.vocabulary
+    count = task.encoder.vocabulary
+    check_words(scenes.pairs.words, count)
+    if known is not None and given.words != known.words:
+        pairs = zip_longest(known.words, given.words)
+        i, (want, got) = next((i, pair) for i, pair in enumerate(pairs, start=1) if pair[0] != pair[1])
+        raise ValueError(f"scenes: expected the vocabulary that the task knows, id {i} to be {want!r}, got {got!r}")
+    if len(given) > count:
+        raise ValueError(f"scenes: expected a vocabulary of {count} ids at most, got {len(given)}")
 
 
 def choose_threshold(task: Task, validation: Grounded) -> float:
@@ -58,12 +80,23 @@ def choose_threshold(task: Task, validation: Grounded) -> float:
 def evaluate(task: Task, scenes: Grounded, threshold: float) -> dict[str, float]:
     """Retrieval by the similarity the task was trained on; grounding by `heat_boxes`, and by its proposals if any.
 
-    Its proposals also detect the classes' objects, those that no caption names among them.
+    Its proposals also detect the classes' objects, those that no caption names among them. What is not finite is a
+    miss, wherever it comes up: similarities, heat, proposals, scores. A phrase without a finite true box is left out of
+    the metrics of boxes and points.
+
+    Args:
+        task: the model, which knows the words it was trained on (`Task.vocabulary`).
+        scenes: one or more, of the same words.
+        threshold: of `heat_boxes`, 0 to below 1; `choose_threshold` has one.
 
     Returns:
         "i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5"; "pointing"; "acc50", "acc30" and "miou" of `heat_boxes`; and, of a task
         whose boxes learned, from pseudo boxes or as regions of the other losses, "recall" of its proposals and
         "proposal_acc50", "proposal_acc30", "proposal_miou", and "ap50" and "ap30" of detection, by `average_precision`.
+        "left_out" is there too, if phrases were: how many.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or value, or the scenes have other words than the task.
     """
     seen = encode(task, scenes)
     metrics = recalls(*similarities(task, seen))
@@ -82,7 +115,7 @@ def evaluate(task: Task, scenes: Grounded, threshold: float) -> dict[str, float]
             chosen.append(grounding.chosen_boxes(boxes, picked)[mask])
         metrics["recall"] = grounding.proposal_recall(torch.cat(proposals), seen.boxes)
         by_proposals = grounding.grounding_accuracy(torch.cat(chosen), seen.boxes)
-        metrics |= {f"proposal_{name}": value for name, value in by_proposals.items()}
+        metrics |= {f"proposal_{name}": value for name, value in by_proposals.items() if name != "left_out"}
         metrics |= detection.average_precision(torch.cat(found), torch.cat(scores), scenes.objects, scenes.classes)
     return metrics
 
@@ -96,7 +129,7 @@ def similarities(task: Task, seen: Encoded) -> tuple[Tensor, Tensor]:
     rows = []
     for image in seen.images:
         for patches in image.patches.flatten(1, 2).split(8):
-            texts = [(text.words, None, text.lengths) for text in seen.texts]
-            rows.append([late_interaction_similarity(patches, *text, dtype=torch.float32) for text in texts])
+            words = [(text.words, None, text.lengths) for text in seen.texts]
+            rows.append([late_interaction_similarity(patches, *text, dtype=torch.float32) for text in words])
     by_patch, by_word = (torch.cat([torch.cat([part[way] for part in row], 1) for row in rows]) for way in (0, 1))
     return by_patch, by_word

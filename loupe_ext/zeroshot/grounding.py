@@ -15,8 +15,8 @@ from loupe_ext._checks import (
     check_number,
     check_sizes,
     check_tensor,
-    promoted,
 )
+from loupe_ext._dtypes import promoted
 from loupe_ext.model.regions import box_iou
 
 SEVERAL = ("any", "merged")
