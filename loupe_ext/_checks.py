@@ -4,8 +4,9 @@ import math
 import numbers
 import operator
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -64,8 +65,8 @@ def check_floating(name: str, value: Tensor) -> None:
 
 def check_dtype(name: str, value: object) -> None:
     """None, or the dtype of a floating result."""
-    if value is not None and value not in FLOATS:
-        raise TypeError(f"{name}: expected None, float16, bfloat16, float32 or float64, got {value!r}")
+    if value is not None and not (isinstance(value, torch.dtype) and value in FLOATS):
+        raise TypeError(f"{name}: expected None, float16, bfloat16, float32 or float64, got {shown(value)}")
 
 
 def check_like(name: str, value: Tensor, other_name: str, other: Tensor, dtype: bool = True) -> None:
@@ -105,6 +106,30 @@ def check_int(name: str, value: object, least: int, most: int) -> int:
     return number
 
 
+def check_flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+    return bool(value)
+
+
+def check_names(name: str, value: object, count: int | None = None) -> tuple[str, ...]:
+    """A sequence of str (not one str, which is a sequence of its letters), `count` of them."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(x, str) for x in value):
+        raise TypeError(f"{name}: expected a sequence of str, got {shown(value)}")
+    if count is not None and len(value) != count:
+        raise ValueError(f"{name}: expected {count} names, got {len(value)}")
+    return tuple(value)
+
+
+def as_device(name: str, value: object) -> torch.device:
+    if not isinstance(value, str | torch.device):
+        raise TypeError(f"{name}: expected a torch.device or its name, got {type(value).__name__}")
+    try:
+        return torch.device(value)
+    except RuntimeError:
+        raise ValueError(f"{name}: expected a torch.device or its name, got {shown(value)}") from None
+
+
 def check_number(
     name: str, value: object, least: float = -math.inf, most: float = math.inf, above: bool = False
 ) -> float:
@@ -125,16 +150,18 @@ def check_number(
 def check_index(index: object, p: object) -> float | None:
     """The probability of the p-weighted Banzhaf index, or None for the Shapley index."""
     check_choice("index", index, ("shapley", "banzhaf"))
-    if isinstance(p, bool) or not isinstance(p, numbers.Real):
-        raise TypeError(f"p: expected a float, got {type(p).__name__}")
-    if not 0 < float(p) < 1:
-        raise ValueError(f"p: expected a probability strictly between 0 and 1, got {p}")
-    return None if index == "shapley" else float(p)
+    try:
+        probability = check_number("p", p, 0, 1, above=True)
+    except ValueError:
+        probability = 1.0
+    if probability == 1:
+        raise ValueError(f"p: expected a probability strictly between 0 and 1, got {shown(p)}")
+    return None if index == "shapley" else probability
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name}: expected {' or '.join(map(repr, choices))}, got {value!r}")
+        raise ValueError(f"{name}: expected {' or '.join(map(repr, choices))}, got {shown(value)}")
 
 
 def check_probability(p: float | None) -> None:
@@ -156,6 +183,12 @@ def check_features(name: str, value: object, dims: str) -> Tensor:
     return value
 
 
+def check_range(name: str, value: Tensor, least: int, most: int) -> None:
+    """Integers of a tensor, which are read."""
+    if value.numel() and not least <= value.min() <= value.max() <= most:
+        raise ValueError(f"{name}: expected {least} to {most}, got {value.min()} to {value.max()}")
+
+
 def check_same(name: str, value: Tensor, other_name: str, other: Tensor, dims: dict[str, tuple[int, int]]) -> None:
     """Sizes and devices must agree: `dims` maps a dimension's letter to its places in `value` and in `other`."""
     for letter, (i, j) in dims.items():
@@ -172,20 +205,20 @@ def check_device(name: str, value: Tensor, other_name: str, other: Tensor) -> No
         raise ValueError(f"{name}: expected the device of {other_name} ({other.device}), got {value.device}")
 
 
-def check_scale(scale: object, device: torch.device) -> Tensor | float:
+def check_scale(scale: object, device: torch.device, name: str = "scale") -> Tensor | float:
     """An inverse temperature: a number above 0, or a floating tensor of one element, which isn't read."""
     if not isinstance(scale, Tensor):
         try:
-            return check_number("scale", scale, 0, above=True)
+            return check_number(name, scale, 0, above=True)
         except TypeError:
             got = type(scale).__name__
-            raise TypeError(f"scale: expected a number or a floating tensor of one element, got {got}") from None
-    check_tensor("scale", scale)
-    check_floating("scale", scale)
+            raise TypeError(f"{name}: expected a number or a floating tensor of one element, got {got}") from None
+    check_tensor(name, scale)
+    check_floating(name, scale)
     if scale.numel() != 1 or scale.dim() > 1:
-        raise ValueError(f"scale: expected a tensor of one element, shape [] or [1], got {tuple(scale.shape)}")
+        raise ValueError(f"{name}: expected a tensor of one element, shape [] or [1], got {tuple(scale.shape)}")
     if scale.device != device and scale.device.type != "cpu":
-        raise ValueError(f"scale: expected device {device} or cpu, got {scale.device}")
+        raise ValueError(f"{name}: expected device {device} or cpu, got {scale.device}")
     return scale.reshape(())
 
 

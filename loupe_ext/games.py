@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from loupe_ext._checks import check_floating, check_index, check_int, check_tensor
+from loupe_ext._checks import check_floating, check_index, check_int, check_names, check_tensor
 from loupe_ext.explain.laws import size_weights
 from loupe_ext.ops import pairwise_interactions, shapley_values
 
@@ -18,11 +18,9 @@ class Game(ABC):
     """
 
     def __init__(self, n: int, players: Sequence[str] | None = None) -> None:
-        check_int("n", n, 1, 2**31 - 1)
-        if players is not None and len(players) != n:
-            raise ValueError(f"players: expected {n} names, got {len(players)}")
+        n = check_int("n", n, 1, 2**31 - 1)
         self.n = n
-        self.players = tuple(map(str, range(n)) if players is None else players)
+        self.players = check_names("players", [str(i) for i in range(n)] if players is None else players, n)
 
     def __call__(self, masks: Tensor) -> Tensor:
         check_tensor("masks", masks)
@@ -168,6 +166,7 @@ class PooledCosine(Game):
         _check_matrix("patches", patches)
         check_tensor("text", text)
         check_floating("text", text)
+        _check_held("text", text)
         if text.shape != patches.shape[1:]:
             raise ValueError(f"text: expected shape [{patches.shape[1]}], got {tuple(text.shape)}")
         super().__init__(len(patches), players)
@@ -217,9 +216,15 @@ def _scaled(x: Tensor) -> Tensor:
     return x / torch.where(largest == 0, torch.ones_like(largest), largest)
 
 
+def _check_held(name: str, value: Tensor) -> None:
+    if value.is_meta:
+        raise ValueError(f"{name}: expected values, got a tensor on meta")
+
+
 def _check_matrix(name: str, value: Tensor) -> None:
     check_tensor(name, value)
     check_floating(name, value)
+    _check_held(name, value)
     if value.dim() != 2 or 0 in value.shape:
         raise ValueError(f"{name}: expected a matrix, none of its sides 0, got {tuple(value.shape)}")
 

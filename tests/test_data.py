@@ -253,17 +253,17 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("faces", "train", 1), r"name: expected one of \('scenes', 'digits'\), got 'faces'"),
-            (("scenes", "dev", 1), "split: expected one of .* got 'dev'"),
-            (("scenes", "train", 0), "size: expected a positive int, got 0"),
-            (("scenes", "train", 1.5), "size: expected a positive int, got 1.5"),
-            (("scenes", "train", True), "size: expected a positive int, got True"),
-            (("scenes", "train", 1, -1), "seed: expected an int, 0 or more, got -1"),
-            (("scenes", "train", 1, 0.5), "seed: expected an int, 0 or more, got 0.5"),
+            (("faces", "train", 1), "name: expected 'scenes' or 'digits', got 'faces'"),
+            (("scenes", "dev", 1), "split: expected 'train' or .* got 'dev'"),
+            (("scenes", "train", 0), "size: expected 1 to .*, got 0"),
+            (("scenes", "train", 1.5), "size: expected an int, got float"),
+            (("scenes", "train", True), "size: expected an int, got bool"),
+            (("scenes", "train", 1, -1), "seed: expected 0 to .*, got -1"),
+            (("scenes", "train", 1, 0.5), "seed: expected an int, got float"),
         ],
     )
     def test_load(self, arguments, message):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((TypeError, ValueError), match=message):
             data.load(*arguments)
 
     @pytest.mark.parametrize(

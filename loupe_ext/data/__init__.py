@@ -1,5 +1,8 @@
 """Embedded data sets of captioned scenes, made on the spot, with true boxes kept apart for evaluation."""
 
+import sys
+
+from loupe_ext._checks import check_choice, check_int
 from loupe_ext.data.pairs import Batch, Grounded, Pairs, Vocabulary
 
 __all__ = ["DATASETS", "SPLITS", "Batch", "Grounded", "Pairs", "Vocabulary", "load"]
@@ -10,18 +13,13 @@ DATASETS = ("scenes", "digits")
 
 def load(name: str, split: str, size: int, seed: int = 0) -> Grounded:
     """The data set `name` ("scenes" or "digits"): `size` scenes of a split, the same ones for the same seed."""
-    if split not in SPLITS:
-        raise ValueError(f"split: expected one of {SPLITS}, got {split!r}")
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise ValueError(f"size: expected a positive int, got {size!r}")
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"seed: expected an int, 0 or more, got {seed!r}")
+    check_choice("name", name, DATASETS)
+    check_choice("split", split, SPLITS)
+    size, seed = check_int("size", size, 1, 2**31 - 1), check_int("seed", seed, 0, sys.maxsize)
     if name == "scenes":
         from loupe_ext.data.scenes import rendered_scenes
 
         return rendered_scenes(SPLITS.index(split), size, seed)
-    if name == "digits":
-        from loupe_ext.data.digits import digit_scenes
+    from loupe_ext.data.digits import digit_scenes
 
-        return digit_scenes(SPLITS.index(split), size, seed)
-    raise ValueError(f"name: expected one of {DATASETS}, got {name!r}")
+    return digit_scenes(SPLITS.index(split), size, seed)

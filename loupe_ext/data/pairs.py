@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loupe_ext._checks import check_int, shown
+from loupe_ext._checks import check_device, check_floating, check_int, check_names, check_range, check_tensor, shown
 from loupe_ext.extras import needs
 from loupe_ext.phrases.phrase import Chunker, check_text, tokens
 from loupe_ext.phrases.rules import chunk
@@ -40,11 +40,12 @@ class Vocabulary:
     """
 
     def __init__(self, words: Sequence[str]) -> None:
+        words = check_names("words", words)
         if len(set(words)) != len(words):
             raise ValueError("words: expected distinct words, got a repeated one")
         if PADDING in words:
             raise ValueError(f"words: expected those behind {PADDING}, which has id 0, got it among them")
-        self.words = tuple(words)
+        self.words = words
         self._ids = {word: i for i, word in enumerate(self.words, start=1)}
         self.framed = {UNKNOWN, FIRST, LAST} <= self._ids.keys()
         self._lowercase = not any(re.match(r"[^\[]*[A-Z]", word) for word in self.words)
@@ -87,6 +88,7 @@ class Vocabulary:
         check_texts("captions", captions)
         found = (word for i, text in enumerate(captions) for word in tokens(text, f"captions[{i}]"))
         counts = Counter(_spelling(word.text) for word in found)
+        least = check_int("least", least, 0, sys.maxsize)
         common = sorted((-n, word) for word, n in counts.items() if n >= least)
         return cls([UNKNOWN, *(word for _, word in common)])
 
@@ -138,22 +140,24 @@ class Pairs:
     vocabulary: Vocabulary
 
     def __post_init__(self) -> None:
-        if self.images.dim() != 4 or self.images.shape[1] != 3 or self.images.dtype != torch.uint8:
-            raise ValueError(
-                f"images: expected uint8 of shape [n, 3, H, W], got {self.images.dtype} {tuple(self.images.shape)}"
-            )
-        n = len(self.images)
+        n = len(check_images(self.images))
+        check_vocabulary(self.vocabulary)
         for name, value, shape in (
             ("words", self.words, (n, None)),
             ("spans", self.spans, (n, None, 2)),
             ("phrase_lengths", self.phrase_lengths, (n,)),
         ):
+            check_tensor(name, value)
+            check_device(name, value, "images", self.images)
             fits = value.dim() == len(shape) and all(s in (None, t) for s, t in zip(shape, value.shape, strict=True))
             if not fits or value.dtype != torch.int64:
                 expected = ", ".join("*" if s is None else str(s) for s in shape)
                 raise ValueError(
                     f"{name}: expected int64 of shape [{expected}], got {value.dtype} {tuple(value.shape)}"
                 )
+        check_range("words", self.words, 0, len(self.vocabulary) - 1)
+        check_range("spans", self.spans, 0, self.words.shape[1])
+        check_range("phrase_lengths", self.phrase_lengths, 0, self.spans.shape[1])
 
     @classmethod
     def from_captions(
@@ -180,6 +184,8 @@ class Pairs:
         Raises:
             TypeError, ValueError: an argument has the wrong type, shape or value; a caption has no word.
         """
+        check_images(images)
+        check_texts("captions", captions)
         if len(captions) != len(images):
             raise ValueError(f"captions: expected one per image ({len(images)}), got {len(captions)}")
         vocabulary = Vocabulary.of(captions) if vocabulary is None else vocabulary
@@ -212,9 +218,26 @@ class Pairs:
         return [self.vocabulary.decode(self.words[i, start:end].tolist()) for start, end in spans]
 
 
+def check_images(images: object) -> Tensor:
+    check_tensor("images", images)
+    assert isinstance(images, Tensor)
+    if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape[2:] or images.dtype != torch.uint8:
+        raise ValueError(f"images: expected uint8 of shape [n, 3, H, W], got {images.dtype} {tuple(images.shape)}")
+    return images
+
+
+def check_vocabulary(vocabulary: object) -> None:
+    if not isinstance(vocabulary, Vocabulary):
+        raise TypeError(f"vocabulary: expected a Vocabulary, got {type(vocabulary).__name__}")
+
+
 def check_texts(name: str, texts: Sequence[str]) -> None:
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"{name}: expected a sequence of str")
+    try:
+        fits = not isinstance(texts, str) and len(texts) >= 0 and all(isinstance(text, str) for text in texts)
+    except TypeError:  # it has no length, or no elements
+        fits = False
+    if not fits:
+        raise TypeError(f"{name}: expected a sequence of str, got {shown(texts)}")
 
 
 def encode_texts(
@@ -222,6 +245,9 @@ def encode_texts(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The `words`, `spans` and `phrase_lengths` of a `Batch`, of texts that errors call `name`; see `from_captions`."""
     check_texts(name, texts)
+    check_vocabulary(vocabulary)
+    if not callable(chunker):
+        raise TypeError(f"chunker: expected a callable, got {type(chunker).__name__}")
     if check_int("longest", longest, 0, sys.maxsize) <= 2 * vocabulary.framed:
         raise ValueError(f"longest: expected room for a word, got {longest}")
     read = [_encode(f"{name}[{i}]", text, vocabulary, chunker, longest) for i, text in enumerate(texts)]
@@ -272,6 +298,14 @@ class Grounded:
     prompts: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.pairs, Pairs):
+            raise TypeError(f"pairs: expected Pairs, got {type(self.pairs).__name__}")
+        for name in ("boxes", "objects", "classes"):
+            check_tensor(name, getattr(self, name))
+            check_device(name, getattr(self, name), "pairs.images", self.pairs.images)
+        check_floating("boxes", self.boxes)
+        check_floating("objects", self.objects)
+        check_names("prompts", self.prompts)
         shape = (*self.pairs.spans.shape[:2], 4)
         if self.boxes.shape != shape:
             raise ValueError(f"boxes: expected shape {shape}, got {tuple(self.boxes.shape)}")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from loupe_ext._checks import check_tensor
+from loupe_ext._checks import check_flag, check_floating, check_names, check_tensor
 from loupe_ext.explain import surrogate
 from loupe_ext.explain.plan import Group, Plan, pattern_weights, walk_orders
 from loupe_ext.explain.results import Interactions
@@ -63,12 +63,11 @@ def aggregate(
     if not isinstance(plan, Plan):
         raise TypeError(f"plan: expected a Plan, got {type(plan).__name__}")
     check_tensor("values", values)
-    if not values.is_floating_point():
-        raise TypeError(f"values: expected a floating tensor, got {values.dtype}")
+    check_floating("values", values)
+    fit = check_flag("fit", fit)
     if values.dim() not in (1, 2) or values.shape[-1] != len(plan):
         raise ValueError(f"values: expected shape [{len(plan)}] or [C, {len(plan)}], got {tuple(values.shape)}")
-    if players is not None and len(players) != plan.n:
-        raise ValueError(f"players: expected {plan.n} names, got {len(players)}")
+    names = check_names("players", [str(i) for i in range(plan.n)] if players is None else players, plan.n)
     y = values.detach().to("cpu", torch.float64).reshape(-1, len(plan))
     empty = (plan.coalitions == 0).all(1).nonzero().flatten()[:1]
     baseline = y[:, empty[0]] if len(empty) else y.new_full((len(y),), torch.nan)
@@ -91,7 +90,7 @@ def aggregate(
         pairs=mean.masked_fill(~off, 0),
         value_errors=error.diagonal(dim1=-2, dim2=-1).clone(),
         pair_errors=error.masked_fill(~off, 0),
-        players=tuple(players or map(str, range(plan.n))),
+        players=names,
         index=plan.index,
         p=plan.p,
         method="exact, all coalitions" if all(g.exhaustive for g in plan.groups) and plan.groups else plan.design,

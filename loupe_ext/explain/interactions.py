@@ -41,7 +41,7 @@ def interactions(
     """
     if not isinstance(game, Game):
         raise TypeError(f"game: expected a Game (wrap a function in games.Function), got {type(game).__name__}")
-    check_int("order", order, 1, 2)
+    order = check_int("order", order, 1, 2)
     check_index(index, p)
     check_choice("method", method, METHODS)
     known = game.exact(index, p) if method in ("auto", "closed form") else None

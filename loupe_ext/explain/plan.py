@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loupe_ext._checks import check_index, check_int
+from loupe_ext._checks import check_flag, check_index, check_int
 from loupe_ext._io import write
 from loupe_ext.explain.laws import size_weights
 from loupe_ext.ops import pack_coalitions, sample_coalitions, sample_permutations, unpack_coalitions
@@ -73,7 +73,7 @@ class Plan:
 
     def split(self, parts: int) -> list[slice]:
         """The coalitions in `parts` slices of about equal length, to evaluate apart. Concatenate the values."""
-        check_int("parts", parts, 1, 2**31)
+        parts = check_int("parts", parts, 1, 2**31)
         edges = [len(self) * i // parts for i in range(parts + 1)]
         return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
@@ -138,11 +138,11 @@ def plan(
         TypeError, ValueError: an argument has the wrong type, or is out of its range; the budget is too small for one
             evaluation of what the design needs.
     """
-    check_int("n", n, 1, MAX_PLAYERS)
-    check_int("budget", budget, 1, 2**31 - 1)
-    check_int("seed", seed, 0, 2**64 - 1)
+    n, budget = check_int("n", n, 1, MAX_PLAYERS), check_int("budget", budget, 1, 2**31 - 1)
+    seed = check_int("seed", seed, 0, 2**64 - 1)
     check_index(index, p)
-    if design not in DESIGNS:
+    antithetic = check_flag("antithetic", antithetic)
+    if not isinstance(design, str) or design not in DESIGNS:
         raise ValueError(f"design: expected one of {DESIGNS}, got {design!r}")
     if design == "bernoulli" and index != "banzhaf":
         raise ValueError(f"design: expected 'stratified' or 'permutation' for index={index!r}, got 'bernoulli'")
@@ -161,7 +161,7 @@ def plan(
     least = min({"stratified": LEAST * (n + 1), "bernoulli": 2, "permutation": walks}[design], 2**n)
     if budget < least:
         raise ValueError(f"budget: expected at least {least} for design={design!r}, got {budget}")
-    return Plan(n, budget, index, float(p), design, chosen, seed, bool(antithetic))
+    return Plan(n, budget, index, float(p), design, chosen, seed, antithetic)
 
 
 def _check_pairs(pairs: Sequence[tuple[int, int]], n: int) -> tuple[tuple[int, int], ...]:

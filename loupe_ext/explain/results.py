@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loupe_ext._checks import check_index, check_int, check_tensor
+from loupe_ext._checks import check_device, check_floating, check_index, check_int, check_names, check_tensor
 from loupe_ext._io import write
 from loupe_ext.extras import needs
 
@@ -46,15 +46,24 @@ class Interactions:
 
     def __post_init__(self) -> None:
         check_index(self.index, self.p)
+        check_names("players", self.players)
+        if not isinstance(self.method, str):
+            raise TypeError(f"method: expected a str, got {type(self.method).__name__}")
+        object.__setattr__(self, "evaluations", check_int("evaluations", self.evaluations, 0, 2**63 - 1))
+        check_tensor("values", self.values)
         for name in _TENSORS:
             x, dims = getattr(self, name), 2 if "pair" in name else 1
             if dims == 2 and self.pairs is self.pair_errors is None:
                 continue
             check_tensor(name, x)
+            check_floating(name, x)
+            check_device(name, x, "values", self.values)
             expected = (*self.values.shape[:-1][:1], *[self.n] * dims)
             if x.shape != expected:
-                raise ValueError(f"{name}: expected shape {expected}, got {tuple(x.shape)}")
+                raise ValueError(f"{name}: expected shape {expected} for these players, got {tuple(x.shape)}")
         check_tensor("baseline", self.baseline)
+        check_floating("baseline", self.baseline)
+        check_device("baseline", self.baseline, "values", self.values)
         if self.baseline.dim() == 0:
             object.__setattr__(self, "baseline", self.baseline.expand(self.values.shape[:-1]))
         if self.baseline.shape != self.values.shape[:-1]:
@@ -72,7 +81,7 @@ class Interactions:
 
     def of_order(self, order: int) -> "Interactions":
         """The same, or for order 1 its values alone."""
-        return self if order == 2 else replace(self, pairs=None, pair_errors=None)
+        return self if check_int("order", order, 1, 2) == 2 else replace(self, pairs=None, pair_errors=None)
 
     def __repr__(self) -> str:
         law = self.index if self.index == "shapley" else f"{self.index}, p={self.p}"
@@ -81,7 +90,7 @@ class Interactions:
 
     def top(self, k: int = 10) -> list[tuple[str, str, float]]:
         """The `k` pairs whose interactions are largest in size, as (player, player, interaction). NaN last."""
-        check_int("k", k, 0, 2**31)
+        k = check_int("k", k, 0, 2**31)
         pairs = self._pairs_of_one_game()
         i, j = torch.triu_indices(self.n, self.n, 1)
         order = pairs[i, j].abs().nan_to_num(-1.0).argsort(descending=True, stable=True)[:k]

@@ -3,7 +3,16 @@
 import torch
 from torch import Tensor
 
-from loupe_ext._checks import check_features, check_like, check_number, check_same, check_scale, is_mapped, length_mask
+from loupe_ext._checks import (
+    check_features,
+    check_flag,
+    check_like,
+    check_number,
+    check_same,
+    check_scale,
+    is_mapped,
+    length_mask,
+)
 from loupe_ext._dtypes import no_autocast, widened
 from loupe_ext.losses.sampled import sampled_interactions
 from loupe_ext.ops import pairwise_interactions
@@ -133,6 +142,7 @@ def fsa_loss(
     check_features("regions", regions, "BMd")
     check_features("phrases", phrases, "BNd")
     check_same("phrases", phrases, "regions", regions, {"B": (0, 0), "d": (2, 2)})
+    negatives = check_flag("negatives", negatives)
     there = length_mask("region_lengths", region_lengths, regions, 1)
     present = length_mask("phrase_lengths", phrase_lengths, phrases, 1)
     scale = check_scale(scale, regions.device)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from loupe_ext._checks import check_features, check_number
+from loupe_ext._checks import check_device, check_features, check_flag, check_number, check_scale
 from loupe_ext._dtypes import at_least_float32, directions
 from loupe_ext.losses.cmc import cmc_loss
 from loupe_ext.losses.fsa import fsa_loss
@@ -57,7 +57,7 @@ class LoupeLoss(nn.Module):
         if not any(self.weights.values()):
             raise ValueError(f"{', '.join(weights)}: expected one above 0")
         self.fsa_temperature = check_number("fsa_temperature", fsa_temperature, 0, above=True)
-        self.negatives = bool(negatives)
+        self.negatives = check_flag("negatives", negatives)
         self.max_logit_scale = check_number("max_logit_scale", max_logit_scale, 0, above=True)
         start = check_number("logit_scale", logit_scale, 0, self.max_logit_scale, above=True)
         self.log_logit_scale = nn.Parameter(torch.tensor([math.log(start)]))  # [1]: FSDP2 shards no 0-dim parameters
@@ -96,6 +96,10 @@ class LoupeLoss(nn.Module):
         for name, value, dims in (("images", images, "Bd"), ("texts", texts, "Bd"), ("regions", regions, "BMd")):
             check_features(name, value, dims)
         check_features("phrases", phrases, "BNd")
+        for name, value in (("texts", texts), ("regions", regions), ("phrases", phrases)):
+            check_device(name, value, "images", images)
+        if logit_scale is not None:
+            logit_scale = check_scale(logit_scale, images.device, "logit_scale")
         images, texts, regions, phrases = map(_directions, (images, texts, regions, phrases))
         scale = self.log_logit_scale.exp()[0]
         losses: dict[str, Tensor] = {}

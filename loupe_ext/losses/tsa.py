@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from loupe_ext._checks import check_device, check_features, check_same, length_mask
+from loupe_ext._checks import check_device, check_features, check_flag, check_same, check_tensor, length_mask
 from loupe_ext._dtypes import widened
 
 
@@ -33,6 +33,8 @@ def tsa_labels(
     check_features("interactions", interactions, "BM")
     if not isinstance(sizes, Tensor) or sizes.dtype != torch.int64:
         raise TypeError(f"sizes: expected an int64 tensor, got {getattr(sizes, 'dtype', type(sizes).__name__)}")
+    check_tensor("sizes", sizes)
+    literal = check_flag("literal", literal)
     if sizes.shape != interactions.shape:
         raise ValueError(f"sizes: expected shape {tuple(interactions.shape)}, got {tuple(sizes.shape)}")
     check_device("sizes", sizes, "interactions", interactions)

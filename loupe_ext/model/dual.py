@@ -1,7 +1,6 @@
 """The dual encoder: image and text in one space, from the whole down to patches, words, regions and phrases."""
 
 import math
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from loupe_ext._checks import check_int
+from loupe_ext._checks import check_int, check_tensor
 from loupe_ext._dtypes import at_least_float32
 from loupe_ext.data.pairs import Batch
 from loupe_ext.model.image import PATCH, ImageEncoder
@@ -92,7 +91,8 @@ class DualEncoder(nn.Module):
         self, vocabulary: int, width: int = 64, dim: int = 64, blocks: int = 1, image: Any = None, text: Any = None
     ) -> None:
         super().__init__()
-        self.vocabulary = check_int("vocabulary", vocabulary, 1, sys.maxsize)
+        self.vocabulary = check_int("vocabulary", vocabulary, 1, 2**31 - 1)
+        width, dim = check_int("width", width, 2, 2**31 - 1), check_int("dim", dim, 1, 2**31 - 1)
         self.image = ImageEncoder(width, blocks) if image is None else image
         self.text = TextEncoder(vocabulary, width) if text is None else text
         self.image_projection = nn.Linear(self.image.width, dim)
@@ -113,6 +113,7 @@ class DualEncoder(nn.Module):
             return ImageFeatures(pooled, normalize(projected, dim=-1), weights, boxes, confidence, patch)
 
     def encode_text(self, batch: Batch) -> TextFeatures:
+        check_tensor("words", batch.words)
         if batch.words.device.type == "cpu":  # elsewhere, to look would wait for the device
             check_words(batch.words, self.vocabulary)
         mask = batch.words != 0
@@ -132,6 +133,8 @@ class DualEncoder(nn.Module):
 
 def check_words(words: Tensor, vocabulary: int) -> None:
     """Raise unless these are ids of so many."""
+    if words.dtype != torch.int64:
+        raise TypeError(f"words: expected dtype int64, got {words.dtype}")
     if words.numel() and not 0 <= words.min() <= words.max() < vocabulary:
         least, most = words.min(), words.max()
         raise ValueError(f"words: expected ids 0 to {vocabulary - 1} of the vocabulary, got {least} to {most}")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 
-from loupe_ext._checks import check_features, check_floating, check_number, check_sizes, check_tensor
+from loupe_ext._checks import check_device, check_features, check_floating, check_number, check_sizes, check_tensor
 from loupe_ext._dtypes import at_least_float32, promoted
 from loupe_ext.extras import needs
 from loupe_ext.model.image import PATCH
@@ -65,8 +65,8 @@ def heat_boxes(heat: Tensor, threshold: float, patch: float = PATCH) -> Tensor:
         raise ValueError(f"threshold: expected a number from 0 to below 1, got {threshold}")
     boxes = []
     size = [round(n * patch) for n in heat.shape[1:]]
-    if 0 in size:
-        raise ValueError(f"patch: expected maps of a pixel or more, got {patch} for {tuple(heat.shape)}")
+    if not 0 < min(size) <= max(size) < 2**31:
+        raise ValueError(f"patch: expected maps of 1 to 2^31 - 1 pixels a side, got {patch} for {tuple(heat.shape)}")
     for maps in heat.split(256):
         fine = interpolate(maps[:, None], size=size, mode="bilinear")[:, 0]
         mean, peak = fine.mean((1, 2), keepdim=True), fine.amax((1, 2), keepdim=True)
@@ -93,6 +93,8 @@ def sharpened(heat: Tensor, images: Tensor, weight: float = 1.0, sharpness: floa
     n, h, w = heat.shape
     if images.dim() != 4 or images.shape[:2] != (n, 3) or 0 in images.shape[2:]:
         raise ValueError(f"images: expected shape [{n}, 3, H, W], got {tuple(images.shape)}")
+    check_floating("images", images)
+    check_device("images", images, "heat", heat)
     check_number("weight", weight)
     check_number("sharpness", sharpness)
     hot = interpolate(heat[:, None], size=(2 * h, 2 * w), mode="bilinear").flatten(1)
@@ -130,6 +132,7 @@ def connected(mask: Tensor, seeds: Tensor) -> Tensor:
     n, pixels = len(mask), mask.shape[1] * mask.shape[2]
     if seeds.shape != (n,) or seeds.dtype != torch.int64:
         raise ValueError(f"seeds: expected int64 of shape [{n}], got {seeds.dtype} {tuple(seeds.shape)}")
+    check_device("seeds", seeds, "mask", mask)
     if ((seeds < 0) | (seeds >= pixels)).any():
         raise ValueError(f"seeds: expected 0 to {pixels - 1}, got {seeds.min()} to {seeds.max()}")
     with needs("scipy"):

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from loupe_ext._checks import check_int, check_tensor
+
 PATCH = 4  # pixels on a patch token's side
 
 
@@ -34,14 +36,17 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, width: int = 64, blocks: int = 1) -> None:
         super().__init__()
-        self.width = width
+        self.width = width = check_int("width", width, 2, 2**31 - 1)
+        blocks = check_int("blocks", blocks, 0, 1000)
         self.stem = nn.Sequential(nn.Conv2d(3, width // 2, 4, 2, 1), nn.GELU(), nn.Conv2d(width // 2, width, 4, 2, 1))
         self.blocks = nn.Sequential(*(Residual(width) for _ in range(blocks)))
         self.norm = ChannelNorm(width)
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] uint8, H and W multiples of 4 -> [B, H/4, W/4, width]."""
-        if images.dim() != 4 or images.shape[1] != 3 or images.shape[2] % PATCH or images.shape[3] % PATCH:
+        check_tensor("images", images)
+        sides = images.shape[2:]
+        if images.dim() != 4 or images.shape[1] != 3 or 0 in sides or sides[0] % PATCH or sides[1] % PATCH:
             raise ValueError(
                 f"images: expected shape [B, 3, H, W] with H and W multiples of {PATCH}, got {tuple(images.shape)}"
             )

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from loupe_ext._checks import (
+    as_device,
+    check_device,
     check_features,
     check_floating,
     check_int,
@@ -21,6 +23,7 @@ from loupe_ext.model.image import PATCH
 def centres(height: int, width: int, device: torch.device | None = None, patch: float = PATCH) -> Tensor:
     """x, y in pixels of the centres of a grid of patches, each `patch` pixels wide, [height * width, 2] float32."""
     height, width = check_int("height", height, 1, sys.maxsize), check_int("width", width, 1, sys.maxsize)
+    device = None if device is None else as_device("device", device)
     check_number("patch", patch, 0, above=True)
     y = (torch.arange(height, device=device) + 0.5) * patch
     x = (torch.arange(width, device=device) + 0.5) * patch
@@ -35,7 +38,7 @@ class RegionHead(nn.Module):
 
     def __init__(self, width: int, side: float = 2.25) -> None:
         super().__init__()
-        self.side = side
+        width, self.side = check_int("width", width, 1, 2**31 - 1), check_number("side", side, 0, above=True)
         self.project = nn.Linear(width, 5)
         nn.init.normal_(self.project.weight, std=0.01)
         nn.init.zeros_(self.project.bias)
@@ -48,6 +51,7 @@ class RegionHead(nn.Module):
         check_features("tokens", tokens, "Bhwd")
         if tokens.shape[3] != self.project.in_features:
             raise ValueError(f"tokens: expected width {self.project.in_features}, got {tuple(tokens.shape)}")
+        patch = check_number("patch", patch, 0, above=True)
         out = self.project(tokens).flatten(1, 2)
         sides = self.side * patch * at_least_float32(out[..., :4]).clamp(-3, 3).exp()
         at = centres(tokens.shape[1], tokens.shape[2], tokens.device, patch)
@@ -73,6 +77,7 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
         TypeError, ValueError: a box tensor has the wrong type, shape or dtype, or the two do not broadcast.
     """
     a, b = at_least_float32(check_boxes("a", a)), at_least_float32(check_boxes("b", b))
+    check_device("b", b, "a", a)
     try:
         torch.broadcast_shapes(a.shape, b.shape)
     except RuntimeError:
@@ -138,6 +143,7 @@ def box_features(patches: Tensor, boxes: Tensor, patch: float = PATCH) -> Tensor
     check_features("patches", patches, "Bhwd")
     check_features("boxes", boxes, "BM4")
     check_sizes("boxes", boxes, "patches", patches, {"B": (0, 0)})
+    patch = check_number("patch", patch, 0, above=True)
     inside = coverage(boxes, patches.shape[1], patches.shape[2], patch / 4, patch)
     inside, wide = promoted(inside, patches.flatten(1, 2))
     return normalize(inside @ wide, dim=-1).to(patches.dtype)

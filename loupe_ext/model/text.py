@@ -4,11 +4,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from loupe_ext._checks import check_device, check_int, check_tensor
+
 
 def phrase_of_words(spans: Tensor, length: int) -> Tensor:
     """Which phrase each word belongs to, [B, P, length] booleans, of spans [B, P, 2]; empty spans hold no word."""
-    at = torch.arange(length, device=spans.device)
+    check_spans(spans)
+    at = torch.arange(check_int("length", length, 0, 2**31 - 1), device=spans.device)
     return (at >= spans[..., :1]) & (at < spans[..., 1:])
+
+
+def check_spans(spans: object) -> Tensor:
+    """int64 [B, P, 2]. What they hold is not read."""
+    check_tensor("spans", spans)
+    assert isinstance(spans, Tensor)
+    if spans.dim() != 3 or spans.shape[2] != 2 or spans.dtype != torch.int64:
+        raise ValueError(f"spans: expected int64 of shape [B, P, 2], got {spans.dtype} {tuple(spans.shape)}")
+    return spans
 
 
 class PhraseAttention(nn.Module):
@@ -48,9 +60,11 @@ class TextEncoder(nn.Module):
 
     def forward(self, words: Tensor, spans: Tensor) -> Tensor:
         """[B, L] int64 and [B, P, 2] int64 -> [B, L, width]; what stands at the padding means nothing."""
-        if words.dim() != 2:
-            raise ValueError(f"words: expected shape [B, L], got {tuple(words.shape)}")
-        if spans.dim() != 3 or spans.shape[0] != words.shape[0] or spans.shape[2] != 2:
+        check_tensor("words", words)
+        if words.dim() != 2 or 0 in words.shape or words.dtype != torch.int64:
+            raise ValueError(f"words: expected int64 of shape [B, L], got {words.dtype} {tuple(words.shape)}")
+        check_device("spans", check_spans(spans), "words", words)
+        if spans.shape[0] != words.shape[0]:
             raise ValueError(f"spans: expected shape [{len(words)}, P, 2], got {tuple(spans.shape)}")
         member = phrase_of_words(spans, words.shape[1])
         together = (member[..., None] & member[:, :, None]).any(1)

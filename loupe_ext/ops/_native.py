@@ -26,10 +26,10 @@ def triton_is_interpreted() -> bool:
 
 def resolve_backend(backend: str, device: torch.device) -> str:
     """The backend that will run on `device`; raises for one that is unknown, absent, or of another device."""
+    if not isinstance(backend, str) or backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "auto" and device.type == "cpu":
         return "cpu"
-    if backend not in BACKENDS:
-        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
     if device.type not in ("cpu", "cuda", "meta"):
         raise RuntimeError(f"backend: expected tensors on cpu or cuda, got tensors on {device}")
     if backend == "auto":

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from loupe_ext import _C
-from loupe_ext._checks import check_index, check_int
+from loupe_ext._checks import as_device, check_flag, check_index, check_int, check_tensor
 from loupe_ext.ops._native import address, current_stream, resolve_backend
 from loupe_ext.ops._register import register
 
@@ -60,6 +60,7 @@ def sample_coalitions(
         RuntimeError: the backend is absent or cannot run on the device.
     """
     probability = check_index(index, p)
+    stratified = check_flag("stratified", stratified)
     if stratified and probability is not None:
         raise ValueError("stratified: expected index='shapley', whose sizes are uniform, got index='banzhaf'")
     threshold = 0 if probability is None else min(max(round(probability * 2**32), 1), 2**32 - 1)
@@ -118,7 +119,7 @@ def sample_permutations(
 
 def unpack_coalitions(coalitions: Tensor, num_players: int) -> Tensor:
     """Packed coalitions int64 [..., ceil(n / 64)] as masks bool [..., n]."""
-    _check_packed(coalitions, num_players)
+    num_players = _check_packed(coalitions, num_players)
     octets = coalitions.contiguous().view(torch.uint8)  # an eighth of the memory of the words' bits
     bits = 2 ** torch.arange(8, dtype=torch.uint8, device=coalitions.device)
     return (octets.unsqueeze(-1) & bits).flatten(-2)[..., :num_players].bool()
@@ -129,6 +130,7 @@ def pack_coalitions(masks: Tensor) -> Tensor:
     if not isinstance(masks, Tensor) or masks.dtype != torch.bool or masks.dim() < 1:
         got = f"{masks.dtype} {tuple(masks.shape)}" if isinstance(masks, Tensor) else type(masks).__name__
         raise TypeError(f"masks: expected a bool tensor [..., n], got {got}")
+    check_tensor("masks", masks)
     words = (masks.shape[-1] + 63) // 64
     padded = torch.nn.functional.pad(masks, (0, 64 * words - masks.shape[-1]))
     shifts = torch.arange(64, device=masks.device)
@@ -136,13 +138,15 @@ def pack_coalitions(masks: Tensor) -> Tensor:
 
 
 def _check_packed(coalitions: object, num_players: int) -> int:
-    words = (check_int("num_players", num_players, 0, MAX_PLAYERS) + 63) // 64
+    num_players = check_int("num_players", num_players, 0, MAX_PLAYERS)
+    words = (num_players + 63) // 64
     if not isinstance(coalitions, Tensor) or coalitions.dtype != torch.int64:
         got = coalitions.dtype if isinstance(coalitions, Tensor) else type(coalitions).__name__
         raise TypeError(f"coalitions: expected an int64 tensor, got {got}")
+    check_tensor("coalitions", coalitions)
     if coalitions.dim() < 1 or coalitions.shape[-1] != words:
         raise ValueError(f"coalitions: expected shape [..., {words}], got {tuple(coalitions.shape)}")
-    return words
+    return num_players
 
 
 def _sample(
@@ -159,18 +163,18 @@ def _sample(
     stratified: bool = False,
     threshold: int = 0,
 ) -> Tensor:
-    check_int("num_players", num_players, 0, MAX_PLAYERS)
+    num_players = check_int("num_players", num_players, 0, MAX_PLAYERS)
     problems = 1 if num_problems is None else check_int("num_problems", num_problems, 0, 2**31)
     last = 2**32 - 2  # one counter is kept for the starts of stratified sizes
-    check_int("num_samples", num_samples, 0, last)
-    check_int("first_problem", first_problem, 0, 2**62)
-    check_int("first_sample", first_sample, 0, last - num_samples)
-    check_int("seed", seed, 0, 2**64 - 1)
-    device = torch.device(device)
+    num_samples = check_int("num_samples", num_samples, 0, last)
+    first_problem = check_int("first_problem", first_problem, 0, 2**62)
+    first_sample = check_int("first_sample", first_sample, 0, last - num_samples)
+    seed = check_int("seed", seed, 0, 2**64 - 1)
+    device, antithetic = as_device("device", device), check_flag("antithetic", antithetic)
     resolve_backend(backend, device)
     signed = seed - 2**64 if seed >= 2**63 else seed  # an op's integers are signed
     numbers = (problems, num_samples, first_problem, first_sample, signed, num_players)
-    out = _draw(what, *numbers, bool(antithetic), bool(stratified), threshold, device, backend)
+    out = _draw(what, *numbers, antithetic, stratified, threshold, device, backend)
     return out.squeeze(0) if num_problems is None else out
 
 

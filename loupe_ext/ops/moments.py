@@ -72,7 +72,7 @@ def coalition_moments(
     check_tensor("values", values)
     if offsets is not None:
         check_tensor("offsets", offsets)
-    check_int("n", n, 1, MAX_PLAYERS)
+    n = check_int("n", n, 1, MAX_PLAYERS)
     resolve_backend(backend, values.device)
     if values.dim() not in (1, 2):
         raise ValueError(f"values: expected shape [S] or [C, S], got {tuple(values.shape)}")

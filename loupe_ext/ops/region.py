@@ -6,7 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loupe_ext._checks import check_floating, check_index, check_int, check_lengths, check_tensor, is_mapped
+from loupe_ext._checks import (
+    check_choice,
+    check_flag,
+    check_floating,
+    check_index,
+    check_int,
+    check_lengths,
+    check_number,
+    check_tensor,
+    is_mapped,
+)
 from loupe_ext._dtypes import no_autocast
 from loupe_ext.ops._native import resolve_backend
 from loupe_ext.ops._region import region_maxima, region_walks
@@ -108,11 +118,11 @@ def region_interactions(
         (tensor([-0.2357]), tensor([0.]))
     """
     probability = check_index(index, p)
-    if game not in GAMES:
-        raise ValueError(f"game: expected 'pooled-cosine' or 'late-interaction', got {game!r}")
+    check_choice("game", game, GAMES)
+    antithetic = check_flag("antithetic", antithetic)
     pairs = 2 if antithetic else 1
-    check_int("num_samples", num_samples, 2 * pairs, 2**31)  # fewer have no standard error
-    check_int("max_samples", max_samples, 0 if standard_error is None else num_samples, 2**31)
+    num_samples = check_int("num_samples", num_samples, 2 * pairs, 2**31)  # fewer have no standard error
+    max_samples = check_int("max_samples", max_samples, 0 if standard_error is None else num_samples, 2**31)
     if num_samples % pairs:
         raise ValueError(f"num_samples: expected an even number with antithetic=True, got {num_samples}")
     if isinstance(standard_error, bool) or not isinstance(standard_error, (int, float, type(None))):
@@ -153,10 +163,12 @@ def boxes_to_regions(boxes: Tensor, height: int, width: int, patch: float = 1.0)
     Boxes are x0, y0, x1, y1 from the grid's upper left corner, `patch` is the side of a patch in the same unit.
     """
     check_tensor("boxes", boxes)
+    if boxes.is_complex() or boxes.dtype == torch.bool:
+        raise TypeError(f"boxes: expected a real dtype, got {boxes.dtype}")
+    patch = check_number("patch", patch, 0, above=True)
     if boxes.dim() < 1 or boxes.shape[-1] != 4:
         raise ValueError(f"boxes: expected shape [..., 4], got {tuple(boxes.shape)}")
-    check_int("height", height, 1, MAX_PLAYERS)
-    check_int("width", width, 1, MAX_PLAYERS)
+    height, width = check_int("height", height, 1, MAX_PLAYERS), check_int("width", width, 1, MAX_PLAYERS)
     x, y = (patch * (torch.arange(n, device=boxes.device) + 0.5) for n in (width, height))
     x0, y0, x1, y1 = boxes.unsqueeze(-1).unbind(-2)
     rows, columns = (y >= y0) & (y <= y1), (x >= x0) & (x <= x1)

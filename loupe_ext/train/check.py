@@ -49,6 +49,6 @@ def _device(device: torch.device | str) -> torch.device:
     try:
         torch.empty(1, device=device).cpu()
         return torch.device(device)
-    except (RuntimeError, AssertionError, TypeError) as error:
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"device: expected one that torch has here, got {shown(str(device))} ({reason})") from error

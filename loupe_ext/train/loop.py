@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loupe_ext._checks import check_int, shown
+from loupe_ext._checks import check_flag, check_int, shown
 from loupe_ext.data.pairs import Pairs
 from loupe_ext.train import checkpoint
 from loupe_ext.train.check import check_run
@@ -89,6 +89,9 @@ def train(
     device = check_run(config, device, path)
     if len(pairs) < config.batch:
         raise ValueError(f"pairs: expected at least a batch of {config.batch}, got {len(pairs)}")
+    extend = check_flag("extend", extend)
+    if report is not None and not callable(report):
+        raise TypeError(f"report: expected None or a callable, got {type(report).__name__}")
     save_every = check_int("save_every", save_every, 1, 2**31)
     path = None if path is None else Path(path)
     data = {} if path is None else pairs.fingerprint()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from loupe_ext import boxes_to_regions, losses, region_interactions
+from loupe_ext._checks import check_flag
 from loupe_ext.data.pairs import Batch, Vocabulary
 from loupe_ext.model.dual import GLOBAL_CAP, DualEncoder, ImageFeatures, Scale, TextFeatures
 from loupe_ext.model.heat import heat_boxes, heat_maps, sharpened
@@ -25,6 +26,9 @@ class Task(nn.Module):
     def __init__(self, config: Config, vocabulary: int, pretrained: bool = True) -> None:
         """`pretrained`: whether to read the weights that the configuration names, if any."""
         super().__init__()
+        if not isinstance(config, Config):
+            raise TypeError(f"config: expected a Config, got {type(config).__name__}")
+        check_flag("pretrained", pretrained)
         self.config = config
         self.vocabulary: Vocabulary | None = None  # whose ids it learned, once it did
         image, text = _encoders(config, vocabulary, pretrained)

@@ -101,6 +101,8 @@ class Unsil(nn.Module):
             TypeError, ValueError: an argument has the wrong type, shape or value.
         """
         check_games(regions, phrases, alignment)
+        if not callable(compute):
+            raise TypeError(f"compute: expected a callable, got {type(compute).__name__}")
         there = length_mask("region_lengths", region_lengths, alignment, 1)
         present = length_mask("phrase_lengths", phrase_lengths, alignment, 2)
         pairs = there[:, :, None] & present[:, None]

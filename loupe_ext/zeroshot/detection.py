@@ -12,11 +12,12 @@ from loupe_ext._checks import (
     check_floating,
     check_int,
     check_number,
+    check_scale,
     check_sizes,
     check_tensor,
 )
 from loupe_ext._dtypes import promoted
-from loupe_ext.data.pairs import Batch, Vocabulary, check_objects, encode_texts
+from loupe_ext.data.pairs import Batch, Vocabulary, check_objects, check_texts, encode_texts
 from loupe_ext.extras import needs
 from loupe_ext.model.dual import DualEncoder
 
@@ -30,6 +31,9 @@ def encode_prompts(encoder: DualEncoder, prompts: Sequence[str], vocabulary: Voc
     Raises:
         TypeError, ValueError: there is no prompt, or one is no text, or has no word or one that the vocabulary lacks.
     """
+    if not isinstance(encoder, DualEncoder):
+        raise TypeError(f"encoder: expected a DualEncoder, got {type(encoder).__name__}")
+    check_texts("prompts", prompts)
     if not len(prompts):
         raise ValueError("prompts: expected a prompt or more, got none")
     words, spans, lengths = encode_texts("prompts", prompts, vocabulary, lambda text: [])
@@ -59,9 +63,9 @@ def score_detections(features: Tensor, confidence: Tensor, prompts: Tensor, scal
     check_features("prompts", prompts, "Cd")
     check_sizes("confidence", confidence, "features", features, {"n": (0, 0), "M": (1, 1)})
     check_sizes("prompts", prompts, "features", features, {"d": (1, 2)})
-    if isinstance(scale, Tensor) and scale.numel() == 1:
-        scale = scale.item()
-    scale = check_number("scale", scale, 0, above=True)
+    scale = check_scale(scale, features.device)
+    if isinstance(scale, Tensor):
+        scale = check_number("scale", scale.item(), 0, above=True)
     features, confidence, prompts = promoted(features, confidence, prompts)
     logits = scale * prompts @ features.mT
     logits = logits.masked_fill(~logits.isfinite(), -torch.inf)

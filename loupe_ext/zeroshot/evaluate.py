@@ -47,27 +47,28 @@ def encode(task: Task, scenes: Grounded, batch: int = 200) -> Encoded:
     return Encoded(images, texts, torch.cat(maps), scenes.boxes[named])
 
 
-def check_scenes(task: Task, scenes: Grounded) -> None:
+def check_scenes(task: Task, scenes: Grounded, name: str = "scenes") -> None:
     """Raise unless there are scenes, of the very words, in the same order, that the task was trained on."""
     if not isinstance(task, Task):
         raise TypeError(f"task: expected a Task, got {type(task).__name__}")
     if not isinstance(scenes, Grounded):
-        raise TypeError(f"scenes: expected Grounded, got {type(scenes).__name__}")
+        raise TypeError(f"{name}: expected Grounded, got {type(scenes).__name__}")
     if not len(scenes):
-        raise ValueError("scenes: expected one or more, got none")
+        raise ValueError(f"{name}: expected one or more, got none")
     given, known = scenes.pairs.vocabulary, task.vocabulary
     count = task.encoder.vocabulary
     check_words(scenes.pairs.words, count)
     if known is not None and given.words != known.words:
         pairs = zip_longest(known.words, given.words)
         i, (want, got) = next((i, pair) for i, pair in enumerate(pairs, start=1) if pair[0] != pair[1])
-        raise ValueError(f"scenes: expected the vocabulary that the task knows, id {i} to be {want!r}, got {got!r}")
+        raise ValueError(f"{name}: expected the vocabulary that the task knows, id {i} to be {want!r}, got {got!r}")
     if len(given) > count:
-        raise ValueError(f"scenes: expected a vocabulary of {count} ids at most, got {len(given)}")
+        raise ValueError(f"{name}: expected a vocabulary of {count} ids at most, got {len(given)}")
 
 
 def choose_threshold(task: Task, validation: Grounded) -> float:
     """The threshold of `heat_boxes` that grounds the most phrases at IoU 0.5. On validation scenes, never on test."""
+    check_scenes(task, validation, "validation")
     seen = encode(task, validation)
     accuracy = [
         grounding.grounding_accuracy(heat.heat_boxes(seen.heat, threshold, seen.patch), seen.boxes)["acc50"]

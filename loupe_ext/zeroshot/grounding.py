@@ -128,6 +128,7 @@ def chosen_boxes(boxes: Tensor, chosen: Tensor) -> Tensor:
     check_tensor("chosen", chosen)
     if chosen.dim() != 2 or len(chosen) != len(boxes) or chosen.dtype != torch.int64:
         raise ValueError(f"chosen: expected int64 of shape [{len(boxes)}, P], got {chosen.dtype} {tuple(chosen.shape)}")
+    check_sizes("chosen", chosen, "boxes", boxes, {"B": (0, 0)})
     if ((chosen < -1) | (chosen >= boxes.shape[1])).any():
         raise ValueError(f"chosen: expected -1 to {boxes.shape[1] - 1}, got {chosen.min()} to {chosen.max()}")
     picked = boxes.gather(1, chosen.clamp(min=0)[..., None].expand(-1, -1, 4))
