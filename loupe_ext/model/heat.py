@@ -80,7 +80,6 @@ def heat_boxes(heat: Tensor, threshold: float, patch: float = PATCH) -> Tensor:
 def sharpened(heat: Tensor, images: Tensor, weight: float = 1.0, sharpness: float = 20.0) -> Tensor:
     """Heat maps [n, h, w] that end where the look of what is hot ends: [n, 2h, 2w]; images [n, 3, H, W].
 
-    Images are uint8 or floating.
     Heat spreads beyond a small object, as far as a patch sees, and covers no more than the telling part of a large one.
     Colour knows better: in cells of half a patch, taken from the image's mean, its projection on the mean colour of the
     hot cells (weighted by the softmax of sharpness * heat). Both maps are brought to mean 0 and deviation 1; the result
