@@ -676,6 +676,11 @@ def test_wrong_arguments_are_named(name):
     assert not wrong
 
 
+def test_images_are_uint8_or_floating():
+    maps, images = torch.rand(2, 2, 2), torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    torch.testing.assert_close(heat.sharpened(maps, images), heat.sharpened(maps, images.float()), rtol=0, atol=0)
+
+
 def test_integers_of_numpy_are_ints(tmp_path):
     i = np.int64
     planned = loupe_ext.plan(i(8), i(256), seed=i(3))

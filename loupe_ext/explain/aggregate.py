@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from loupe_ext._checks import check_flag, check_floating, check_names, check_tensor
+from loupe_ext._checks import check_flag, check_names, check_tensor
 from loupe_ext.explain import surrogate
 from loupe_ext.explain.plan import Group, Plan, pattern_weights, walk_orders
 from loupe_ext.explain.results import Interactions
@@ -63,7 +63,8 @@ def aggregate(
     if not isinstance(plan, Plan):
         raise TypeError(f"plan: expected a Plan, got {type(plan).__name__}")
     check_tensor("values", values)
-    check_floating("values", values)
+    if not values.is_floating_point():
+        raise TypeError(f"values: expected a floating tensor, got {values.dtype}")
     fit = check_flag("fit", fit)
     if values.dim() not in (1, 2) or values.shape[-1] != len(plan):
         raise ValueError(f"values: expected shape [{len(plan)}] or [C, {len(plan)}], got {tuple(values.shape)}")

@@ -78,7 +78,7 @@ def heat_boxes(heat: Tensor, threshold: float, patch: float = PATCH) -> Tensor:
 
 
 def sharpened(heat: Tensor, images: Tensor, weight: float = 1.0, sharpness: float = 20.0) -> Tensor:
-    """Heat maps [n, h, w] that end where the look of what is hot ends: [n, 2h, 2w], of their images [n, 3, H, W].
+    """Heat maps [n, h, w] that end where the look of what is hot ends: [n, 2h, 2w]; images [n, 3, H, W].
 
     Heat spreads beyond a small object, as far as a patch sees, and covers no more than the telling part of a large one.
     Colour knows better: in cells of half a patch, taken from the image's mean, its projection on the mean colour of the
@@ -93,7 +93,8 @@ def sharpened(heat: Tensor, images: Tensor, weight: float = 1.0, sharpness: floa
     n, h, w = heat.shape
     if images.dim() != 4 or images.shape[:2] != (n, 3) or 0 in images.shape[2:]:
         raise ValueError(f"images: expected shape [{n}, 3, H, W], got {tuple(images.shape)}")
-    check_floating("images", images)
+    if images.dtype != torch.uint8:
+        check_floating("images", images)
     check_device("images", images, "heat", heat)
     check_number("weight", weight)
     check_number("sharpness", sharpness)

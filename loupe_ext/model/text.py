@@ -61,8 +61,10 @@ class TextEncoder(nn.Module):
     def forward(self, words: Tensor, spans: Tensor) -> Tensor:
         """[B, L] int64 and [B, P, 2] int64 -> [B, L, width]; what stands at the padding means nothing."""
         check_tensor("words", words)
-        if words.dim() != 2 or 0 in words.shape or words.dtype != torch.int64:
-            raise ValueError(f"words: expected int64 of shape [B, L], got {words.dtype} {tuple(words.shape)}")
+        if words.dim() != 2 or 0 in words.shape:
+            raise ValueError(f"words: expected shape [B, L], got {tuple(words.shape)}")
+        if words.dtype != torch.int64:
+            raise TypeError(f"words: expected dtype int64, got {words.dtype}")
         check_device("spans", check_spans(spans), "words", words)
         if spans.shape[0] != words.shape[0]:
             raise ValueError(f"spans: expected shape [{len(words)}, P, 2], got {tuple(spans.shape)}")
