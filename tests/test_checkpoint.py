@@ -107,7 +107,7 @@ class TestCheckpoint:
             raise KeyboardInterrupt
 
         path, task = tmp_path / "model", Task(SMALL, 9)
-        vocabulary = Vocabulary("abcdefgh")
+        vocabulary = Vocabulary(list("abcdefgh"))
         checkpoint.save(path, task, vocabulary, 1, {})
         before = path.read_bytes()
         monkeypatch.setattr(name, fail)

@@ -291,7 +291,7 @@ class TestWeights:
     def test_a_checkpoint_does_not_need_the_folders_any_more(self, folders, monkeypatch):
         path, _, _ = folders
         few = dataclasses.replace(
-            pairs(), words=pairs().words.clamp(max=19), vocabulary=Vocabulary("abcdefghijklmnopqrs")
+            pairs(), words=pairs().words.clamp(max=19), vocabulary=Vocabulary(list("abcdefghijklmnopqrs"))
         )
         done = train(few, self.config(path), path=path / "run")
         (path / "swin").rename(path / "away")

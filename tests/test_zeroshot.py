@@ -334,18 +334,18 @@ class TestEvaluate:
         model, pairs = task(), scenes().pairs
         words = list(pairs.vocabulary.words)
         model.vocabulary = data.Vocabulary([*words[:4], words[5], words[4], *words[6:]])
-        for judge in (
-            lambda: evaluation.evaluate(model, scenes(), 0.5),
-            lambda: evaluation.choose_threshold(model, scenes()),
+        for name, judge in (
+            ("scenes", lambda: evaluation.evaluate(model, scenes(), 0.5)),
+            ("validation", lambda: evaluation.choose_threshold(model, scenes())),
         ):
-            with pytest.raises(ValueError, match=f"scenes: .* id 5 to be {words[5]!r}, got {words[4]!r}"):
+            with pytest.raises(ValueError, match=f"{name}: .* id 5 to be {words[5]!r}, got {words[4]!r}"):
                 judge()
-        model.vocabulary = None
-        beyond = dataclasses.replace(pairs, words=pairs.words + len(pairs.vocabulary))
+        with pytest.raises(ValueError, match=f"words: expected 0 to {len(words)}, got"):
+            dataclasses.replace(pairs, words=pairs.words + len(pairs.vocabulary))
+        batch = pairs.batch(slice(2))
+        beyond = dataclasses.replace(batch, words=batch.words + len(pairs.vocabulary))
         with pytest.raises(ValueError, match=f"words: expected ids 0 to {len(words)} of the vocabulary, got"):
-            evaluation.evaluate(model, dataclasses.replace(scenes(), pairs=beyond), 0.5)
-        with pytest.raises(ValueError, match=f"words: expected ids 0 to {len(words)} of the vocabulary, got"):
-            model.encoder.encode_text(beyond.batch(slice(2)))
+            model.encoder.encode_text(beyond)
 
     def test_a_trained_task_knows_its_words(self, tmp_path):
         pytest.importorskip("safetensors")
