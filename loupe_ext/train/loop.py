@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import math
 import os
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -142,14 +143,15 @@ def train(
             look = due or done % log_every == 0 or (run.group is None and bool(held))
             if look:
                 losses = run.read(done)
-                stopped = parallel.agreed(bool(held), run.group)
-                if due or stopped:
+                if due:
                     run.save(done)
                 if report is not None and run.main:
                     each = (time.perf_counter() - pace) / (done - first)
                     report(Progress(done, optim.steps, losses, run.pairs_per_step / each, each * (optim.steps - done)))
-                if stopped:
-                    raise Interrupted(held[0] if held else 15, done, optim.steps, path)
+                if parallel.agreed(bool(held), run.group):
+                    if not due:
+                        run.save(done)
+                    raise Interrupted(held[0] if held else signal.SIGTERM, done, optim.steps, path)
             if validate is not None and validate_every and done % validate_every == 0 and run.main:
                 run.validate(validate, done)
     return run.trained()
