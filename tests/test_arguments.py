@@ -398,7 +398,7 @@ CALLS = {
         },
     ),
     "late_interaction_similarity": (
-        losses.late_interaction_similarity,
+        loupe_ext.late_interaction_similarity,
         {
             "regions": x("BMd"),
             "tokens": x("CNd"),
