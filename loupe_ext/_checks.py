@@ -232,15 +232,3 @@ def length_mask(name: str, lengths: Tensor | None, like: Tensor, dim: int) -> Te
     if B and not bool(((values >= 1) & (values <= n)).all()):
         raise ValueError(f"{name}: expected lengths in 1..{n}, got {values.min().item()}..{values.max().item()}")
     return torch.arange(n, device=like.device) < lengths[:, None]
-
-
-def check_sizes(name: str, value: Tensor, other_name: str, other: Tensor, dims: dict[str, tuple[int, int]]) -> None:
-    """`check_same` for any floating dtypes. The devices must agree."""
-    for letter, (i, j) in dims.items():
-        if value.shape[i] != other.shape[j]:
-            raise ValueError(
-                f"{name}: expected the {letter} of {other_name} ({other.shape[j]}) at dimension {i}, "
-                f"got {tuple(value.shape)}"
-            )
-    if value.device != other.device:
-        raise ValueError(f"{name}: expected the device of {other_name} ({other.device}), got {value.device}")

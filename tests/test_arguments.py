@@ -345,9 +345,9 @@ CALLS = {
     "PooledCosine": (games.PooledCosine, {"patches": x("Md"), "text": x("d"), "players": a(list("abc"), "None")}),
     "Function": (
         games.Function,
-        {"function": a(len), "n": a(3), "players": a(list("abc"), "None"), "batch": a(2)},
+        {"function": a(len), "n": a(3), "players": a(list("abc"), "None"), "batch_size": a(2)},
     ),
-    "Game of masks": (games.LateInteraction(torch.rand(3, 4)), {"masks": flags("SM", "empty S, one M")}),
+    "Game of coalitions": (games.LateInteraction(torch.rand(3, 4)), {"coalitions": flags("SM", "empty S, one M")}),
     "Game.exact": (GAME.exact, INDEX),
     "box_loss": (
         losses.box_loss,
@@ -398,7 +398,7 @@ CALLS = {
         },
     ),
     "late_interaction_similarity": (
-        losses.late_interaction_similarity,
+        loupe_ext.late_interaction_similarity,
         {
             "regions": x("BMd"),
             "tokens": x("CNd"),
@@ -688,7 +688,7 @@ def test_integers_of_numpy_are_ints(tmp_path):
     planned.save(tmp_path / "plan.json")
     assert loupe_ext.Plan.load(tmp_path / "plan.json") == planned
     assert planned.split(np.uint8(200)) == planned.split(200)  # whose products with lengths overflow 8 bits
-    game = games.Function(lambda masks: masks.double().sum(1), i(3), batch=i(2))
+    game = games.Function(lambda masks: masks.double().sum(1), i(3), batch_size=i(2))
     assert type(game.n) is int
     found = loupe_ext.interactions(game, budget=i(8), seed=i(0), order=i(1))
     assert found.pairs is None

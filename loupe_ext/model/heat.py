@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 
-from loupe_ext._checks import check_device, check_features, check_floating, check_number, check_sizes, check_tensor
+from loupe_ext._checks import check_device, check_features, check_floating, check_number, check_same, check_tensor
 from loupe_ext._dtypes import at_least_float32, promoted
 from loupe_ext.extras import needs
 from loupe_ext.model.image import PATCH
@@ -17,7 +17,7 @@ def heat_maps(patches: Tensor, phrases: Tensor) -> Tensor:
     """
     check_features("patches", patches, "Bhwd")
     check_features("phrases", phrases, "BPd")
-    check_sizes("phrases", phrases, "patches", patches, {"B": (0, 0), "d": (2, 3)})
+    check_same("phrases", phrases, "patches", patches, {"B": (0, 0), "d": (2, 3)})
     return torch.einsum("bhwd,bpd->bphw", *promoted(patches, phrases))
 
 

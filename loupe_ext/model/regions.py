@@ -13,7 +13,7 @@ from loupe_ext._checks import (
     check_floating,
     check_int,
     check_number,
-    check_sizes,
+    check_same,
     check_tensor,
 )
 from loupe_ext._dtypes import at_least_float32, promoted
@@ -103,7 +103,7 @@ def propose(boxes: Tensor, confidence: Tensor, count: int, overlap: float = 0.5)
     """
     check_features("boxes", boxes, "Bn4")
     check_features("confidence", confidence, "Bn")
-    check_sizes("confidence", confidence, "boxes", boxes, {"B": (0, 0), "n": (1, 1)})
+    check_same("confidence", confidence, "boxes", boxes, {"B": (0, 0), "n": (1, 1)})
     count, n = check_int("count", count, 1, sys.maxsize), boxes.shape[1]
     overlap = check_number("overlap", overlap, 0, 1)
     if count > n:
@@ -142,7 +142,7 @@ def box_features(patches: Tensor, boxes: Tensor, patch: float = PATCH) -> Tensor
     """
     check_features("patches", patches, "Bhwd")
     check_features("boxes", boxes, "BM4")
-    check_sizes("boxes", boxes, "patches", patches, {"B": (0, 0)})
+    check_same("boxes", boxes, "patches", patches, {"B": (0, 0)})
     patch = check_number("patch", patch, 0, above=True)
     inside = coverage(boxes, patches.shape[1], patches.shape[2], patch / 4, patch)
     inside, wide = promoted(inside, patches.flatten(1, 2))
