@@ -10,8 +10,8 @@ from loupe_ext._checks import (
     check_number,
     check_same,
     check_scale,
-    is_mapped,
     length_mask,
+    unchecked,
 )
 from loupe_ext._dtypes import no_autocast, widened
 from loupe_ext.losses.sampled import sampled_interactions
@@ -49,7 +49,8 @@ def alignment_interactions(
     rows = alignment.masked_fill(~phrases, -torch.inf).softmax(2)
     columns = alignment.masked_fill(~regions, -torch.inf).softmax(1)
     if num_samples is not None:
-        found = sampled_interactions(rows, columns, num_samples, seed, region_lengths, phrase_lengths)
+        with unchecked():
+            found = sampled_interactions(rows, columns, num_samples, seed, region_lengths, phrase_lengths)
     else:
         found = pairwise_interactions(rows, columns, region_lengths=region_lengths, phrase_lengths=phrase_lengths)
     return found.to(dtype)
@@ -90,7 +91,7 @@ def fsa_labels(
     temperature = check_number("temperature", temperature, 0, above=True)
     regions = length_mask("region_lengths", region_lengths, alignment, 1)[:, :, None]
     phrases = length_mask("phrase_lengths", phrase_lengths, alignment, 2)[:, None, :]
-    with torch.no_grad():
+    with torch.no_grad(), unchecked():
         if interactions is None:
             dtype, (alignment,) = widened(alignment.detach())  # no tangent either
             interactions = alignment_interactions(alignment, region_lengths, phrase_lengths)
@@ -151,13 +152,12 @@ def fsa_loss(
     phrases = phrases.masked_fill(~present[..., None], 0)
     with no_autocast(regions.device):
         own = scale * regions @ phrases.mT
-        if not negatives:
-            rivals = own.masked_fill(~present[:, None], -torch.inf)
-        elif is_mapped(present):  # then how many are present is not a number
+        if negatives:
             rivals = (scale * regions @ phrases.flatten(0, 1).T).masked_fill(~present.flatten(), -torch.inf)
         else:
-            rivals = scale * regions @ phrases[present].T
-    labels, weights = fsa_labels(own, region_lengths, phrase_lengths, temperature, interactions)
+            rivals = own.masked_fill(~present[:, None], -torch.inf)
+    with unchecked():
+        labels, weights = fsa_labels(own, region_lengths, phrase_lengths, temperature, interactions)
     cross_entropy = (labels * (rivals.logsumexp(2)[..., None] - own)).sum(2)
     means = (weights * cross_entropy).sum(1) / weights.sum(1).clamp(min=torch.finfo(weights.dtype).tiny)
     return means.mean().to(dtype)
