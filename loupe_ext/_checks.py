@@ -17,7 +17,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NO_FORWARD_MODE = "forward-mode differentiation is not supported (jvp, jacfwd, hessian)"
 _REPR = reprlib.Repr()
 _REPR.maxstring = 80
-_values_are_read = contextvars.ContextVar("values_are_read", default=True)
+values_are_read = contextvars.ContextVar("values_are_read", default=True)
 
 
 @contextlib.contextmanager
@@ -26,11 +26,11 @@ def unchecked() -> Iterator[None]:
 
     Shapes, dtypes and devices are checked as ever. Lengths that are out of range give wrong numbers, or NaN.
     """
-    token = _values_are_read.set(False)
+    token = values_are_read.set(False)
     try:
         yield
     finally:
-        _values_are_read.reset(token)
+        values_are_read.reset(token)
 
 
 def shown(value: object) -> str:
@@ -201,7 +201,7 @@ def check_features(name: str, value: object, dims: str) -> Tensor:
 
 def check_range(name: str, value: Tensor, least: int, most: int) -> None:
     """Integers of a tensor, which are read unless `unchecked`."""
-    if value.numel() and _values_are_read.get() and not least <= value.min() <= value.max() <= most:
+    if value.numel() and values_are_read.get() and not least <= value.min() <= value.max() <= most:
         raise ValueError(f"{name}: expected {least} to {most}, got {value.min()} to {value.max()}")
 
 
@@ -246,7 +246,7 @@ def length_mask(name: str, lengths: Tensor | None, like: Tensor, dim: int) -> Te
     if lengths is None:
         return torch.ones(B, n, dtype=torch.bool, device=like.device)
     check_lengths(name, lengths, torch.Size([B]), like.device)
-    if B and _values_are_read.get():
+    if B and values_are_read.get():
         values = layers(lengths)[-1]
         if not bool(((values >= 1) & (values <= n)).all()):
             raise ValueError(f"{name}: expected lengths in 1..{n}, got {values.min().item()}..{values.max().item()}")
