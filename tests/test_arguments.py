@@ -359,17 +359,18 @@ CALLS = {
             "target_lengths": lengths(),
             "weight": a(0.1, "float, huge"),
             "beta": a(2.0, "float, huge"),
+            "group": a(None),
         },
     ),
     "info_nce": (losses.info_nce, {"similarity": x("BB")}),
-    "cmc_loss": (losses.cmc_loss, {"images": x("Bd"), "texts": x("Bd"), "scale": scale()}),
+    "cmc_loss": (losses.cmc_loss, {"images": x("Bd"), "texts": x("Bd"), "scale": scale(), "group": a(None)}),
     "cmc_loss with a scale to learn": (
         losses.cmc_loss,
         {"images": x("Bd"), "texts": x("Bd"), "scale": x("1", "float, huge, a dimension less")},
     ),
     "alignment_interactions": (
         losses.alignment_interactions,
-        {"alignment": x("BMN"), **LENGTHS, "num_samples": a(4, "None"), "seed": a(0)},
+        {"alignment": x("BMN"), **LENGTHS, "num_samples": a(4, "None"), "seed": a(0), "first_problem": a(0)},
     ),
     "fsa_labels": (
         losses.fsa_labels,
@@ -385,6 +386,7 @@ CALLS = {
             "temperature": a(0.2, "float, huge"),
             "negatives": flag(),
             "interactions": x("BMN", "None"),
+            "group": a(None),
         },
     ),
     "late_interaction_loss": (
@@ -395,6 +397,7 @@ CALLS = {
             "scale": scale(),
             "region_lengths": lengths(),
             "token_lengths": lengths(),
+            "group": a(None),
         },
     ),
     "late_interaction_similarity": (
@@ -409,7 +412,7 @@ CALLS = {
     ),
     "region_phrase_loss": (
         losses.region_phrase_loss,
-        {"regions": x("BMd"), "phrases": x("BNd"), "scale": scale(), **LENGTHS},
+        {"regions": x("BMd"), "phrases": x("BNd"), "scale": scale(), **LENGTHS, "group": a(None)},
     ),
     "region_phrase_similarity": (
         losses.region_phrase_similarity,
@@ -423,7 +426,7 @@ CALLS = {
     ),
     "sampled_interactions": (
         losses.sampled_interactions,
-        {"rows": x("BMN"), "columns": x("BMN"), "num_samples": a(4), "seed": a(0), **LENGTHS},
+        {"rows": x("BMN"), "columns": x("BMN"), "num_samples": a(4), "seed": a(0), **LENGTHS, "first_problem": a(0)},
     ),
     "sparse_grouping_loss": (
         losses.sparse_grouping_loss,

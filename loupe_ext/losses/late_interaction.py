@@ -1,11 +1,11 @@
 """The contrastive loss of late interaction, as in FILIP."""
 
-import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from loupe_ext._checks import check_features, check_same, check_scale
+from loupe_ext._checks import check_features, check_same, check_scale, length_mask, unchecked
+from loupe_ext._distributed import Group, check_group, gathered_ragged
 from loupe_ext._dtypes import widened
+from loupe_ext.losses.cmc import contrast
 from loupe_ext.ops import late_interaction_similarity
 
 
@@ -15,6 +15,8 @@ def late_interaction_loss(
     scale: Tensor | float,
     region_lengths: Tensor | None = None,
     token_lengths: Tensor | None = None,
+    *,
+    group: Group = None,
 ) -> Tensor:
     """Symmetric contrastive loss of late interaction (FILIP, section 3.1), the peer of CMC.
 
@@ -26,6 +28,7 @@ def late_interaction_loss(
         scale: the inverse temperature, a positive number or a tensor [] or [1].
         region_lengths: [B] int32 or int64, regions of each image; None: all M.
         token_lengths: [B] likewise, tokens of each caption; None: all N.
+        group: as in `cmc_loss`. M and N may differ between processes.
 
     Returns:
         A scalar in the features' promoted dtype; gradients flow to the features and to `scale`, once.
@@ -37,7 +40,16 @@ def late_interaction_loss(
     check_features("tokens", tokens, "BNd")
     check_same("tokens", tokens, "regions", regions, {"B": (0, 0)})
     scale = check_scale(scale, regions.device)
+    check_group(group)
     dtype, (regions, tokens) = widened(regions, tokens)
-    by_region, by_token = late_interaction_similarity(regions, tokens, region_lengths, token_lengths)
-    match = torch.arange(len(regions), device=regions.device)
-    return ((cross_entropy(scale * by_region, match) + cross_entropy(scale * by_token.T, match)) / 2).to(dtype)
+    if group is None:
+        by_region, by_token = late_interaction_similarity(regions, tokens, region_lengths, token_lengths)
+        return contrast(scale * by_region, scale * by_token.T).to(dtype)
+    region_lengths = length_mask("region_lengths", region_lengths, regions, 1).sum(1)
+    token_lengths = length_mask("token_lengths", token_lengths, tokens, 1).sum(1)
+    all_regions, all_region_lengths = gathered_ragged("regions", regions, region_lengths, group)
+    all_tokens, all_token_lengths = gathered_ragged("tokens", tokens, token_lengths, group)
+    with unchecked():
+        by_region, _ = late_interaction_similarity(regions, all_tokens, region_lengths, all_token_lengths)
+        _, by_token = late_interaction_similarity(all_regions, tokens, all_region_lengths, token_lengths)
+    return contrast(scale * by_region, scale * by_token.T, group).to(dtype)

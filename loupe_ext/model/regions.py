@@ -162,13 +162,13 @@ def window_features(patches: Tensor, side: int, stride: int) -> Tensor:
     if not (1 <= side <= min(h, w) and stride >= 1):
         raise ValueError(f"side, stride: expected windows inside {h} x {w} patches, got {side}, {stride}")
     wide = at_least_float32(patches)
-    rows, columns = (_windows(n, side, stride).to(wide) for n in (h, w))
+    rows, columns = (_windows(n, side, stride, wide) for n in (h, w))
     sums = torch.einsum("iy,jx,byxd->bijd", rows, columns, wide).flatten(1, 2)
     return normalize(sums, dim=-1).to(patches.dtype)
 
 
-def _windows(n: int, side: int, stride: int) -> Tensor:
+def _windows(n: int, side: int, stride: int, like: Tensor) -> Tensor:
     """[windows, n], 1 where a position lies in a window."""
-    start = torch.arange(0, n - side + 1, stride)[:, None]
-    at = torch.arange(n)
-    return (at >= start) & (at < start + side)
+    start = torch.arange(0, n - side + 1, stride, device=like.device)[:, None]
+    at = torch.arange(n, device=like.device)
+    return ((at >= start) & (at < start + side)).to(like.dtype)
