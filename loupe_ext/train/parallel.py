@@ -58,7 +58,7 @@ def wrapped(module: nn.Module, parallel: str) -> nn.Module:
     """The module, whose gradients are means over the processes.
 
     "ddp" keeps all of it in each; "fsdp" a part of each parameter, gathered for a block (an entry of an
-    `nn.ModuleList` or `nn.Sequential`) at a time.
+    `nn.ModuleList`) at a time.
     """
     check_choice("parallel", parallel, PARALLEL)
     if world() is None:
@@ -68,7 +68,7 @@ def wrapped(module: nn.Module, parallel: str) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     for part in list(module.modules()):
-        if isinstance(part, nn.ModuleList | nn.Sequential):
+        if isinstance(part, nn.ModuleList):
             for block in part:
                 if any(True for _ in block.parameters()):
                     fully_shard(block)
