@@ -15,6 +15,7 @@ from loupe_ext._checks import (
 )
 from loupe_ext._distributed import Group, check_group, gathered_ragged
 from loupe_ext._dtypes import no_autocast, widened
+from loupe_ext.losses._blocks import in_blocks
 from loupe_ext.losses.sampled import sampled_interactions
 from loupe_ext.ops import pairwise_interactions
 
@@ -128,7 +129,8 @@ def fsa_loss(
 
     The alignment of a region with the phrases is softmaxed, and `fsa_labels` of the matched pair supervise it, each
     region by its weight. LOUPE softmaxes over the phrases of the region's own caption; with `negatives`, the phrases of
-    all captions of the batch compete, and the labels say which of the region's own it should win for.
+    all captions of the batch compete, and the labels say which of the region's own it should win for. (Of a large batch
+    a block of these alignments is held at a time, and made again for backward.)
 
     Args:
         regions: [B, M, d]; phrases: [B, N, d]: features of length one of B matched pairs; floating dtypes, which
@@ -165,11 +167,19 @@ def fsa_loss(
             if group is not None:
                 phrases, lengths = gathered_ragged("phrases", phrases, present.sum(1), group)
                 present = torch.arange(phrases.shape[1], device=phrases.device) < lengths[:, None]
-            rivals = (scale * regions @ phrases.flatten(0, 1).T).masked_fill(~present.flatten(), -torch.inf)
+            each = regions.shape[1] * phrases.shape[1]
+            found = in_blocks(_log_sum_exp, (scale * regions,), (phrases, present), each)
+            total = torch.cat([row[0] if len(row) == 1 else torch.stack(row).logsumexp(0) for row in found])
         else:
-            rivals = own.masked_fill(~present[:, None], -torch.inf)
+            total = own.masked_fill(~present[:, None], -torch.inf).logsumexp(2)
     with unchecked():
         labels, weights = fsa_labels(own, region_lengths, phrase_lengths, temperature, interactions)
-    cross_entropy = (labels * (rivals.logsumexp(2)[..., None] - own)).sum(2)
+    cross_entropy = (labels * (total[..., None] - own)).sum(2)
     means = (weights * cross_entropy).sum(1) / weights.sum(1).clamp(min=torch.finfo(weights.dtype).tiny)
     return means.mean().to(dtype)
+
+
+def _log_sum_exp(regions: Tensor, phrases: Tensor, present: Tensor) -> Tensor:
+    """Over all phrases that are present, of each region: [B, M]."""
+    absent = regions.new_zeros(()).masked_fill(~present.flatten(), -torch.inf)  # added, for less memory than filled in
+    return torch.addmm(absent, regions.flatten(0, 1), phrases.flatten(0, 1).T).logsumexp(1).view(regions.shape[:2])

@@ -6,6 +6,7 @@ from torch import Tensor
 from loupe_ext._checks import check_dtype, check_features, check_same, check_scale, length_mask, unchecked
 from loupe_ext._distributed import Group, check_group, gathered_ragged
 from loupe_ext._dtypes import no_autocast, widened
+from loupe_ext.losses._blocks import in_blocks
 from loupe_ext.losses.cmc import contrast
 
 
@@ -19,7 +20,8 @@ def region_phrase_similarity(
 ) -> Tensor:
     """The mean over a caption's phrases of the best region's cosine, between every image and every caption.
 
-    It is the phrases' half of LOUPE's fine-grained similarity (section 3.3).
+    It is the phrases' half of LOUPE's fine-grained similarity (section 3.3). The cosines of a large batch are held a
+    block at a time, and made again for backward.
 
     Args:
         regions: [B, M, d]; phrases: [C, P, d]: features of length one; floating dtypes, which promote.
@@ -42,11 +44,16 @@ def region_phrase_similarity(
     promoted, (regions, phrases) = widened(regions, phrases)
     regions = regions.masked_fill(~there[..., None], 0)  # whatever stands there, NaN among it
     phrases = phrases.masked_fill(~mask[..., None], 0)
-    (B, M, _), (C, P, _) = regions.shape, phrases.shape
     with no_autocast(regions.device):
-        cosines = (phrases.flatten(0, 1) @ regions.flatten(0, 1).T).view(C, P, B, M)
+        found = in_blocks(_similarity, (regions, there), (phrases, mask), regions.shape[1] * phrases.shape[1])
+    return torch.cat([torch.cat(row, 1) for row in found]).to(dtype or promoted)
+
+
+def _similarity(regions: Tensor, there: Tensor, phrases: Tensor, mask: Tensor) -> Tensor:
+    (B, M, _), (C, P, _) = regions.shape, phrases.shape
+    cosines = (phrases.flatten(0, 1) @ regions.flatten(0, 1).T).view(C, P, B, M)
     best = cosines.masked_fill(~there, -torch.inf).amax(-1)
-    return ((best * mask[..., None]).sum(1).T / mask.sum(1)).to(dtype or promoted)
+    return (best * mask[..., None]).sum(1).T / mask.sum(1)
 
 
 def region_phrase_loss(
