@@ -9,6 +9,7 @@ from importlib.util import find_spec
 PACKAGES = {
     "faster-coco-eval": ("faster_coco_eval", "detection"),
     "matplotlib": ("matplotlib", "plot"),
+    "open-clip-torch": ("open_clip", "open-clip"),
     "pillow": ("PIL", "demo"),
     "pyyaml": ("yaml", "train"),
     "rich": ("rich", "train"),

@@ -274,6 +274,8 @@ def test_bad_input_is_named():
     tokenize = PhraseTokenizer(tokenizer())
     with pytest.raises(TypeError, match="captions: expected a sequence of str"):
         tokenize("a dog")
+    with pytest.raises(ValueError, match="captions: expected one or more"):
+        tokenize([])
     with pytest.raises(ValueError, match=r"captions\[1\]: expected a word or more, got ' '"):
         tokenize(["a dog", " "])
 

@@ -4,7 +4,7 @@
 `PhraseTokenizer` makes its inputs of captions with the model's own tokenizer.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from loupe_ext._dtypes import at_least_float32, directions
 from loupe_ext.model.features import ImageFeatures, TextFeatures
 from loupe_ext.model.regions import RegionHead
 from loupe_ext.model.text import check_spans, phrase_of_words
-from loupe_ext.phrases import Chunker, Phrase, chunk
+from loupe_ext.phrases import Chunker, chunk
 
 
 class PhraseTokenizer:
@@ -63,12 +63,12 @@ class PhraseTokenizer:
             each phrase and the one after its last, padded with 0, and phrase_lengths [B] int64.
 
         Raises:
-            TypeError: the captions are no sequence of str. ValueError: a caption has no token of its own.
+            TypeError: the captions are no sequence of str. ValueError: there are none, or one has no token of its own.
         """
-        captions = check_names("captions", captions)
+        captions = check_texts(captions)
         fast = getattr(self.tokenizer, "is_fast", False)
         marks = {"return_offsets_mapping": True} if fast else {"return_special_tokens_mask": True}
-        encoded = self.tokenizer(list(captions), return_attention_mask=True, **marks, **self.options)
+        encoded = self.tokenizer(captions, return_attention_mask=True, **marks, **self.options)
         tables = encoded["offset_mapping" if fast else "special_tokens_mask"].tolist()
         find = self._by_characters if fast else self._by_counts
         found = [find(f"captions[{i}]", *both) for i, both in enumerate(zip(captions, tables, strict=True))]
@@ -77,16 +77,25 @@ class PhraseTokenizer:
     def _by_characters(self, name: str, text: str, offsets: list[list[int]]) -> list[tuple[int, int]]:
         """Tokens that stand for no character (padding, marks of beginning and end) are in no phrase."""
         own = [at for at, (start, end) in enumerate(offsets) if end > start]
-        within = ([at for at in own if offsets[at][0] < p.end and offsets[at][1] > p.start] for p in self.chunker(text))
+        within = tokens_at(own, offsets, ((phrase.start, phrase.end) for phrase in self.chunker(text)))
         return spans_of(name, text, own, within)
 
     def _by_counts(self, name: str, text: str, special: list[int]) -> list[tuple[int, int]]:
-        own = [at for at, mark in enumerate(special) if not mark]
-        phrases = self.chunker(text)
-        return spans_of(name, text, own, tokens_by_count(text, own, phrases, self._count))
+        """A phrase begins behind as many tokens as the text before it has, without the blank that ends it."""
 
-    def _count(self, text: str) -> int:
-        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        def count(part: str) -> int:
+            return len(self.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]) if part else 0
+
+        own = [at for at, mark in enumerate(special) if not mark]
+        within = (own[count(text[: p.start].rstrip()) : count(text[: p.end])] for p in self.chunker(text))
+        return spans_of(name, text, own, within)
+
+
+def check_texts(captions: object) -> list[str]:
+    found = list(check_names("captions", captions))
+    if not found:
+        raise ValueError("captions: expected one or more, got none")
+    return found
 
 
 def check_chunker(chunker: object) -> Any:
@@ -95,26 +104,26 @@ def check_chunker(chunker: object) -> Any:
     return chunker
 
 
-def tokens_by_count(
-    text: str, own: list[int], phrases: Iterable[Phrase], count: Callable[[str], int]
+def tokens_at(
+    own: Sequence[int], offsets: Sequence[Sequence[int]], places: Iterable[tuple[int, int]]
 ) -> Iterable[list[int]]:
-    """The tokens of each phrase among those of the text, `own`, where `count` says how many a beginning of it has."""
-    for phrase in phrases:
-        before = text[: phrase.start].rstrip()  # a blank belongs to the word behind it
-        yield own[count(before) if before else 0 : count(text[: phrase.end])]
+    """Which tokens of `own`, with characters `offsets`, touch characters start to end of each place."""
+    for start, end in places:
+        yield [at for at in own if offsets[at][0] < end and offsets[at][1] > start]
 
 
-def spans_of(name: str, text: str, own: list[int], phrases: Iterable[list[int]]) -> list[tuple[int, int]]:
+def spans_of(name: str, text: str, own: Sequence[int], phrases: Iterable[list[int]]) -> list[tuple[int, int]]:
     """First token and one after the last of each phrase that has any; of the whole text, where none has."""
     if not own:
         raise ValueError(f"{name}: expected a word or more, got {text[:80]!r}")
     return [(p[0], p[-1] + 1) for p in phrases if p] or [(own[0], own[-1] + 1)]
 
 
-def padded_spans(found: list[list[tuple[int, int]]]) -> dict[str, Tensor]:
+def padded_spans(found: list[list[tuple[int, int]]], ahead: int = 0) -> dict[str, Tensor]:
+    """`spans` and `phrase_lengths` of captions whose own tokens begin behind `ahead` others."""
     spans = torch.zeros(len(found), max(map(len, found), default=0), 2, dtype=torch.int64)
     for row, of_caption in zip(spans, found, strict=True):
-        row[: len(of_caption)] = torch.tensor(of_caption)
+        row[: len(of_caption)] = torch.tensor(of_caption) + ahead
     return {"spans": spans, "phrase_lengths": torch.tensor([len(of) for of in found], dtype=torch.int64)}
 
 
