@@ -188,9 +188,8 @@ def test_an_interrupted_run_is_kept_and_goes_on(sent, status, tmp_path):
 
 
 def test_without_a_terminal_progress_is_lines_now_and_then(monkeypatch):
-    from rich.console import Console
-
     from loupe_ext.demo.display import Display
+    from rich.console import Console
 
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])

@@ -3,9 +3,10 @@
 import sys
 
 from loupe_ext._checks import check_choice, check_int
-from loupe_ext.data.pairs import Batch, Grounded, Pairs, Vocabulary
+from loupe_ext.data.batch import Batch
+from loupe_ext.data.pairs import Grounded, PairBatches, Pairs, Vocabulary
 
-__all__ = ["DATASETS", "SPLITS", "Batch", "Grounded", "Pairs", "Vocabulary", "load"]
+__all__ = ["DATASETS", "SPLITS", "Batch", "Grounded", "PairBatches", "Pairs", "Vocabulary", "load"]
 
 SPLITS = ("train", "validation", "test")
 DATASETS = ("scenes", "digits")

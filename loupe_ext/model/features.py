@@ -1,7 +1,7 @@
 """What training and evaluation see of images and captions, and what a model must offer to give it."""
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -68,3 +68,8 @@ class VisionLanguageModel(Protocol):
     def encode_text(self, tokens: Tensor, spans: Tensor, phrase_lengths: Tensor, **options: Tensor) -> TextFeatures:
         """Of captions [B, L] int64 whose noun phrases are `spans` [B, P, 2] (first token, one after the last)."""
         ...
+
+
+def device_of(model: Any) -> torch.device:
+    """Where a module's parameters are."""
+    return next((x.device for x in model.parameters()), torch.device("cpu"))
