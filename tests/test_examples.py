@@ -1,5 +1,6 @@
 """The examples, each run as a script on a small model of random weights and a generated folder of pictures."""
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -61,3 +62,22 @@ def test_loop_transformers(run, pictures, tmp_path):
     before, after = (CLIPModel.from_pretrained(tmp_path / folder).state_dict() for folder in ("model", "out"))
     assert before.keys() == after.keys()
     assert not all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_loop_open_clip(run, pictures, tmp_path):
+    pytest.importorskip("open_clip")
+    from tests.test_open_clip import TEXT, VISION
+
+    config = {"model_cfg": {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT}, "preprocess_cfg": {}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    arguments = (pictures, "--batch-size", 2, "--device", "cpu")
+    lines = run(
+        "loop_open_clip.py", f"local-dir:{tmp_path}", *arguments, "--steps", 3, "--out", tmp_path / "model.pth"
+    ).splitlines()
+    assert [line.split(" loss")[0] for line in lines] == ["step 1", "step 3"]
+    before = torch.load(tmp_path / "model.pth")
+    run("loop_open_clip.py", f"local-dir:{tmp_path}", *arguments, "--steps", 1, "--out", tmp_path / "again.pt")
+    after = torch.load(tmp_path / "again.pt")
+    assert before.keys() == after.keys()
+    differences = [(before[name] - after[name]).abs().max().item() for name in before]
+    assert 0 < max(differences) < 1e-4  # it went on from what it had saved, by a step of 1e-5
