@@ -6,11 +6,11 @@ import statistics
 from dataclasses import fields
 
 import pytest
-from loupe_ext.demo import ablation
 from loupe_ext.demo.ablation import ROWS, STEPS, TIME, Ablation, equal_time
 from loupe_ext.demo.rows import Row
 
 from loupe_ext.cli import main
+from loupe_ext.demo import ablation
 from loupe_ext.train import Config
 
 for package in ("matplotlib", "PIL", "rich", "safetensors", "sklearn", "yaml"):

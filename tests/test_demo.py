@@ -6,9 +6,9 @@ import json
 import re
 
 import pytest
-from loupe_ext.demo import report, rows, runs, table
 
 from loupe_ext.cli import main
+from loupe_ext.demo import report, rows, runs, table
 from loupe_ext.train import Interrupted
 
 for package in ("faster_coco_eval", "matplotlib", "PIL", "rich", "safetensors", "sklearn", "yaml"):
