@@ -81,3 +81,23 @@ def test_loop_open_clip(run, pictures, tmp_path):
     assert before.keys() == after.keys()
     differences = [(before[name] - after[name]).abs().max().item() for name in before]
     assert 0 < max(differences) < 1e-4  # it went on from what it had saved, by a step of 1e-5
+
+
+def test_trainer_huggingface(run, pictures, tmp_path):
+    pytest.importorskip("accelerate")
+    from transformers import CLIPModel
+
+    clip_folder(tmp_path / "model")
+    arguments = (tmp_path / "model", pictures, "--steps", 3, "--batch-size", 2, "--out", tmp_path / "out")
+    assert "'train_loss': " in run("trainer_huggingface.py", *arguments)
+    before, after = (CLIPModel.from_pretrained(tmp_path / folder).state_dict() for folder in ("model", "out"))
+    assert before.keys() == after.keys()
+    assert not all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_own_encoder(run, pictures, tmp_path):
+    arguments = (pictures, "--batch-size", 2, "--device", "cpu", "--out", tmp_path / "run", "--steps", 11)
+    lines = run("own_encoder.py", *arguments).splitlines()
+    assert [line.split(",")[0] for line in lines] == ["Progress(step=10", "Progress(step=11"]
+    assert {"model.safetensors", "metrics.jsonl", "state.safetensors"} <= {x.name for x in (tmp_path / "run").iterdir()}
+    assert run("own_encoder.py", *arguments) == ""  # there is nothing left to do
