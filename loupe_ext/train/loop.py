@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import math
 import os
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loupe_ext._checks import check_choice, check_flag, check_int, shown
+from loupe_ext._checks import check_choice, check_flag, check_int, shown, unchecked
 from loupe_ext._settings import flat
-from loupe_ext.data.batch import Batch
+from loupe_ext.data.batch import Batch, checked
 from loupe_ext.data.pairs import Pairs
 from loupe_ext.model.features import VisionLanguageModel
 from loupe_ext.objective import Objective
@@ -142,14 +143,15 @@ def train(
             look = due or done % log_every == 0 or (run.group is None and bool(held))
             if look:
                 losses = run.read(done)
-                stopped = parallel.agreed(bool(held), run.group)
-                if due or stopped:
+                if due:
                     run.save(done)
                 if report is not None and run.main:
                     each = (time.perf_counter() - pace) / (done - first)
                     report(Progress(done, optim.steps, losses, run.pairs_per_step / each, each * (optim.steps - done)))
-                if stopped:
-                    raise Interrupted(held[0] if held else 15, done, optim.steps, path)
+                if parallel.agreed(bool(held), run.group):
+                    if not due:
+                        run.save(done)
+                    raise Interrupted(held[0] if held else signal.SIGTERM, done, optim.steps, path)
             if validate is not None and validate_every and done % validate_every == 0 and run.main:
                 run.validate(validate, done)
     return run.trained()
@@ -245,12 +247,13 @@ class _Run:
         count, self.pairs_per_step = self.optim.accumulate, 0
         totals: dict[str, Tensor] = {}
         for i in range(count):
-            batch = self._next()
+            batch = parallel.padded(checked(self._next()), self.group)
             first = parallel.rank() * len(batch)
             self.pairs_per_step += len(batch) * parallel.world_size()
             with self._synchronised(i == count - 1):
                 at = step * count + i
-                losses = self.wrapped(batch.to(self.device), at, first, self.group)
+                with unchecked():  # which would wait for the device
+                    losses = self.wrapped(batch.to(self.device), at, first, self.group)
                 (losses["loss"] / count).backward()
             totals = {name: totals.get(name, 0) + value.detach() / count for name, value in losses.items()}
         norms = [nn.utils.clip_grad_norm_(part, self.optim.clip) for part in self.module.parts() if part]

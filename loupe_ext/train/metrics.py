@@ -38,7 +38,6 @@ class Metrics:
         """Take up the lines of an earlier process, without those of steps that were not kept."""
         if self.path is not None and self.path.exists():
             self.lines = [line for line in read(self.path) if line["step"] <= step]
-        if self.path is not None:
             write(self.path, "".join(_line(line) for line in self.lines))
 
     def add(self, values: dict[str, Tensor]) -> None:
@@ -81,13 +80,16 @@ class Metrics:
     def _append(self, line: dict[str, float]) -> None:
         self.lines.append(line)
         if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(_line(line))
 
     def history(self) -> dict[str, Tensor]:
         """Of each name, its values in the lines, float64 [lines]; NaN in those without it."""
         names = dict.fromkeys(name for line in self.lines for name in line)
-        return {name: torch.tensor([line.get(name, math.nan) for line in self.lines]).double() for name in names}
+        return {
+            name: torch.tensor([line.get(name, math.nan) for line in self.lines], dtype=torch.float64) for name in names
+        }
 
 
 def _mean(values: list[float]) -> float:
