@@ -9,7 +9,7 @@ from importlib.util import find_spec
 PACKAGES = {
     "faster-coco-eval": ("faster_coco_eval", "detection"),
     "matplotlib": ("matplotlib", "plot"),
-    "pillow": ("PIL", "demo"),
+    "pillow": ("PIL", "data"),
     "pyyaml": ("yaml", "train"),
     "rich": ("rich", "train"),
     "safetensors": ("safetensors", "train"),
