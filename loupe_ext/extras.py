@@ -20,6 +20,7 @@ PACKAGES = {
     "tensorboard": ("tensorboard", "tensorboard"),
     "tokenizers": ("tokenizers", "paper"),
     "transformers": ("transformers", "paper"),
+    "webdataset": ("webdataset", "data"),
 }
 
 

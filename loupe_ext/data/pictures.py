@@ -60,7 +60,7 @@ def _opened(picture: bytes | str | os.PathLike[str], name: str) -> BinaryIO:
         return io.BytesIO(picture)
     try:
         kind = os.stat(picture).st_mode
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # or no name that a file can have
         raise BadPicture(name, "no such file") from None
     if not stat.S_ISREG(kind):  # a pipe would wait for its writer
         raise BadPicture(name, "a folder" if stat.S_ISDIR(kind) else "no regular file")
