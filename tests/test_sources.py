@@ -119,7 +119,9 @@ def test_bad_lines_of_jsonl_are_counted_and_named(tmp_path):
 def test_what_is_no_table(tmp_path, name, content, message):
     with pytest.raises(ValueError, match=f"path: {message}"):
         table(tmp_path, content, name)
-    with pytest.raises(ValueError, match=r"columns nowhere and of captions in .*, got \['path', 'caption'\]"):
+    with pytest.raises(
+        ValueError, match=r"picture: expected a column of .*, which has \['path', 'caption'\], got 'nowh"
+    ):
         table(tmp_path, "path,caption\nx.jpg,a dog\n", picture="nowhere")
 
 

@@ -163,6 +163,8 @@ def read_table(path: str | os.PathLike[str], picture: str | None = None, caption
     for name, value in (("picture", picture), ("caption", caption)):
         if value is not None and not isinstance(value, str):
             raise TypeError(f"{name}: expected None or a str, got {type(value).__name__}")
+    if not path.is_file():
+        raise FileNotFoundError(f"path: expected a file, got {path}")
     content = path.read_bytes()
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError(f"path: expected a file in UTF-8, got UTF-16 in {path}")
@@ -275,8 +277,10 @@ def _columns(
         header, i, j, start = ["path", "caption"], 0, 1, [(line, first)]
         columns = "first the path, then the caption (guessed: there is no header)"
     else:
-        wanted = f"columns {picture or 'of paths'} and {caption or 'of captions'}"
-        raise ValueError(f"path: expected {wanted} in {path}, got {shown(header)}")
+        for name, given in (("picture", picture), ("caption", caption)):
+            if given is not None and given not in header:
+                raise ValueError(f"{name}: expected a column of {path}, which has {shown(header)}, got {given!r}")
+        raise ValueError(f"path: expected columns of paths and of captions in {path}, got {shown(header)}")
 
     def rows() -> Iterator[Row]:
         for part in (start, records):
@@ -307,8 +311,7 @@ def _json_rows(lines: list[str], picture: str | None, caption: str | None, path:
         caption or first_of(None, CAPTION_NAMES, list(first)),
     ]
     if None in names:
-        wanted = f"keys {picture or 'of paths'} and {caption or 'of captions'}"
-        raise ValueError(f"path: expected {wanted} in {path}, got {shown(list(first))}")
+        raise ValueError(f"path: expected keys of paths and of captions in {path}, got {shown(list(first))}")
     i, j = map(str, names)
     rows = (
         (n, value, None) if isinstance(value, Exception) else (n, value.get(i), value.get(j)) for n, value in objects()

@@ -207,7 +207,8 @@ class Stream:
     In each epoch, every sample is given once: split over the processes (`rank` of `world_size`) and, within each, over
     the workers that decode. Samples of a `Listing` are shuffled as a whole; shards are read in random order, and a
     shard's samples are drawn from a buffer of `buffer` undecoded ones. What cannot be read is skipped, counted in
-    `skipped` and named in a warning, and the next sample takes its place, so that batches are full.
+    `skipped` and named in a warning (at each 1,000, and at an epoch's end), and the next sample takes its place, so
+    that batches are full.
 
     Each iteration goes on where the one before stopped, with an epoch's first batch again once all `epochs` are given.
     Batches depend on `seed`, the ranks and (for shards, and behind a skipped picture) on the number of workers, and on
@@ -322,7 +323,10 @@ class Stream:
                     break
                 lane, *self._positions[message.lane], batch, skips = message
                 self._turn = (lane + 1) % self.lanes
+                thousands = len(self.skipped) // 1000
                 self.skipped.add(skips)
+                if len(self.skipped) // 1000 > thousands:
+                    warnings.warn(f"epoch {self._epoch}: {self.skipped}", stacklevel=2)
                 if batch is not None:
                     given += 1
                     yield batch
