@@ -14,7 +14,7 @@ from loupe_ext._checks import check_choice, check_int
 from loupe_ext._io import check_path
 from loupe_ext.extras import needs
 
-MOST_PIXELS = 2**26  # decoded, which takes up to 0.5 GB
+MOST_PIXELS = 2**26  # decoded, which takes up to 0.8 GB (an RGBA one)
 _UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # from EXIF's orientation to Pillow's Transpose
 
 
