@@ -275,6 +275,56 @@ def test_a_processor_and_a_tokenizer_of_the_model(tmp_path):
     assert batch["tokens"].shape == (5, 2)
 
 
+def test_what_transformers_make_of_pictures_and_captions(tmp_path):
+    """Their image processor gives the same as of the pictures themselves; phrases are spans of their tokens."""
+    pytest.importorskip("transformers")
+    from transformers import Siglip2ImageProcessor
+
+    from loupe_ext.model.clip import PhraseTokenizer
+    from tests.test_clip import tokenizer
+
+    pictures = {
+        name: Image.effect_noise(shape, 60).convert("RGB") for name, shape in (("a", (40, 30)), ("b", (20, 50)))
+    }
+    for name, picture in pictures.items():
+        picture.save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text("A small dog chases two cats.")
+    Image.new("RGB", (20_000, 3)).save(tmp_path / "c.png")
+    (tmp_path / "c.txt").write_text("a dog")
+    image_processor = Siglip2ImageProcessor(patch_size=8, max_num_patches=20)
+    batches = Stream(
+        read_folder(tmp_path),
+        PhraseTokenizer(tokenizer()),
+        processor=partial(image_processor, input_data_format="channels_first", return_tensors="pt"),
+        batch_size=2,
+        shuffle=False,
+        epochs=1,
+        num_workers=1,
+    )
+    with pytest.warns(UserWarning, match=r"1 skipped: 1 x too thin a picture \(.*c\.png\)"):
+        (batch,) = batches
+    expected = dict(image_processor(list(pictures.values()), return_tensors="pt"))
+    assert torch.equal(batch["images"], expected.pop("pixel_values"))
+    assert batch["image_options"].keys() == expected.keys() == {"pixel_attention_mask", "spatial_shapes"}
+    assert all(torch.equal(value, expected[name]) for name, value in batch["image_options"].items())
+    tokens = PhraseTokenizer(tokenizer())(["A small dog chases two cats."] * 2)
+    assert torch.equal(batch["tokens"], tokens["input_ids"])
+    assert torch.equal(batch["spans"], tokens["spans"])
+    assert batch["phrase_lengths"].tolist() == [2, 2]
+    assert "attention_mask" in batch["text_options"]
+
+
+def test_the_rank_is_that_of_the_process_group(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    source = folder_of(tmp_path, 12)
+    assert given(stream(source, epochs=1)) == given(stream(source, epochs=1, rank=2, world_size=3))
+    assert given(stream(source, epochs=1)) != given(stream(source, epochs=1, rank=0, world_size=3))
+    with pytest.raises(ValueError, match="rank: expected rank and world_size, got one of them"):
+        stream(source, rank=0)
+
+
 def test_shards_stream(tmp_path):
     wds = pytest.importorskip("webdataset")
     from loupe_ext.data.shards import Shards

@@ -86,7 +86,7 @@ def _decoded(file: BinaryIO, name: str, size: int | None, fit: str) -> Tensor:
         raise BadPicture(name, "too many pixels", error) from None
     except Exception as error:  # decoders raise anything
         raise BadPicture(name, "a damaged picture", f"{type(error).__name__}: {error}") from None
-    return torch.from_numpy(np.array(shown)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.asarray(shown).transpose(2, 0, 1).copy())
 
 
 def _rgb(picture: Any, name: str, size: int | None, fit: str) -> Any:

@@ -24,6 +24,8 @@ from loupe_ext.phrases import Chunker, chunk
 Tokenize = Callable[[Sequence[str]], dict[str, Tensor]]
 """From captions to "tokens" or "input_ids" [B, L], "spans" [B, P, 2], "phrase_lengths" [B], and further inputs."""
 
+THINNEST = 50  # times as long as wide; processors that make the shorter side 224 would run out of memory
+
 
 class WordTokenizer:
     """The words of a `Vocabulary` as tokens, beside `PhraseTokenizer`, which has those of a model of `transformers`.
@@ -149,9 +151,12 @@ class _Lanes(IterableDataset[_Message]):
             return sample
         drawn = random.Random(f"{self.seed}:{epoch}:{os.path.basename(sample.name)}").randrange(len(sample.captions))
         try:
-            return sample, sample.captions[drawn], read_picture(sample.picture, self.size, self.fit)
+            picture = read_picture(sample.picture, self.size, self.fit)
         except BadPicture as bad:
             return Skip(sample.name, bad.reason)
+        if max(picture.shape[1:]) > THINNEST * min(picture.shape[1:]):
+            return Skip(sample.name, "too thin a picture")
+        return sample, sample.captions[drawn], picture
 
     def _batch(
         self, good: list[tuple[Sample, str, Tensor]], skips: list[Skip]
@@ -220,10 +225,12 @@ class Stream:
     Args:
         source: `read_table(path)`, `read_folder(path)`, `Shards(urls)`, or your own `Source`.
         tokenize: `WordTokenizer(vocabulary)`, `PhraseTokenizer(tokenizer)`, or your own `Tokenize`.
-        size: pictures are resized to this height and width (see `read_picture`); None: the processor does it.
+        size: pictures are resized to this height and width (see `read_picture`); None: the processor does it, and
+            pictures more than 50 times as long as wide are skipped.
         fit: "crop" or "squash", how they are made square.
         processor: from B pictures [3, H, W] uint8 to "pixel_values" and further inputs of the model. For an image
-            processor of `transformers`: functools.partial(processor, return_tensors="pt"). None: pictures are stacked.
+            processor of `transformers`: functools.partial(processor, input_data_format="channels_first",
+            return_tensors="pt"). None: pictures are stacked.
         batch_size: of this process.
         captions: of several captions of a picture, "draw" one per epoch, or give "all", each as a sample of its own.
         shuffle: False: the source's own order.
