@@ -11,7 +11,7 @@ PACKAGES = {
     "huggingface_hub": ("huggingface_hub", "hub"),
     "matplotlib": ("matplotlib", "plot"),
     "open-clip-torch": ("open_clip", "open-clip"),
-    "pillow": ("PIL", "demo"),
+    "pillow": ("PIL", "data"),
     "pyyaml": ("yaml", "train"),
     "rich": ("rich", "train"),
     "safetensors": ("safetensors", "train"),
@@ -24,6 +24,7 @@ PACKAGES = {
     "trackio": ("trackio", "trackio"),
     "transformers": ("transformers", "paper"),
     "wandb": ("wandb", "wandb"),
+    "webdataset": ("webdataset", "data"),
 }
 
 

@@ -1,14 +1,18 @@
 """What every public function says of wrong arguments, one at a time; and integers of other kinds than int."""
 
+import atexit
 import re
+import shutil
+import tempfile
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import loupe_ext
-from loupe_ext import games, losses, unsil
+from loupe_ext import data, games, losses, unsil
 from loupe_ext.data import Batch, Grounded, Pairs, Vocabulary, load
 from loupe_ext.model import heat, regions, text
 from loupe_ext.model.dual import DualEncoder
@@ -187,6 +191,14 @@ FIELDS = {
     **dict.fromkeys((*LOSSES, *ABOVE, "box_colour", "lr", "weight_decay"), "float, huge"),
     "scale": "float",
 }
+
+
+FOLDER = Path(tempfile.mkdtemp())
+(FOLDER / "x.ppm").write_bytes(b"P5\n1 1\n255\n\t")
+(FOLDER / "x.txt").write_text("a dog")
+(FOLDER / "x.csv").write_text("path,caption\nx.ppm,a dog\n")
+LISTING = data.read_folder(FOLDER)
+atexit.register(shutil.rmtree, FOLDER)
 
 
 def points(shape):
@@ -657,6 +669,42 @@ CALLS = {
             "save_every": a(1),
             "report": a(None),
             "extend": flag(),
+        },
+    ),
+    "read_picture": (
+        data.read_picture,
+        {"picture": a((FOLDER / "x.ppm").read_bytes()), "size": a(4, "None"), "fit": a("crop")},
+    ),
+    "read_table": (
+        data.read_table,
+        {"path": a(FOLDER / "x.csv"), "picture": a("path", "None"), "caption": a("caption", "None")},
+    ),
+    "read_folder": (data.read_folder, {"path": a(FOLDER)}),
+    "Shards": (data.Shards, {"urls": a((str(FOLDER / "x.csv"),))}),
+    "WordTokenizer": (
+        data.WordTokenizer,
+        {"vocabulary": a(VOCABULARY), "chunker": a(loupe_ext.phrases.chunk), "longest": a(9)},
+    ),
+    "WordTokenizer of captions": (data.WordTokenizer(VOCABULARY), {"captions": a(CAPTIONS, "empty list")}),
+    "Stream": (
+        lambda source, tokenize, **options: next(iter(data.Stream(source, tokenize, **options)), None),
+        {
+            "source": a(LISTING),
+            "tokenize": a(data.WordTokenizer(VOCABULARY)),
+            "size": a(4),
+            "fit": a("crop"),
+            "processor": a(None),
+            "batch_size": a(1),
+            "captions": a("all"),
+            "shuffle": flag(),
+            "buffer": a(3),
+            "drop_last": flag(),
+            "epochs": a(1, "None"),
+            "seed": a(0),
+            "num_workers": a(0),
+            "prefetch": a(2),
+            "rank": a(0),
+            "world_size": a(1),
         },
     ),
     "load": (load, {"name": a("scenes"), "split": a("train"), "size": a(2), "seed": a(0)}),

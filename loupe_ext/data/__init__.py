@@ -1,12 +1,40 @@
-"""Embedded data sets of captioned scenes, made on the spot, with true boxes kept apart for evaluation."""
+"""Captioned pictures: embedded data sets, made on the spot, with true boxes kept apart for evaluation; and streams of
+people's own files.
+"""
 
 import sys
 
 from loupe_ext._checks import check_choice, check_int
 from loupe_ext.data.batch import Batch
 from loupe_ext.data.pairs import Grounded, PairBatches, Pairs, Vocabulary
+from loupe_ext.data.pictures import BadPicture, read_picture
+from loupe_ext.data.shards import Shards
+from loupe_ext.data.sources import Listing, Sample, Skip, Skipped, Source, read_folder, read_table
+from loupe_ext.data.stream import Stream, WordTokenizer, collate
 
-__all__ = ["DATASETS", "SPLITS", "Batch", "Grounded", "PairBatches", "Pairs", "Vocabulary", "load"]
+__all__ = [
+    "DATASETS",
+    "SPLITS",
+    "BadPicture",
+    "Batch",
+    "Grounded",
+    "Listing",
+    "PairBatches",
+    "Pairs",
+    "Sample",
+    "Shards",
+    "Skip",
+    "Skipped",
+    "Source",
+    "Stream",
+    "Vocabulary",
+    "WordTokenizer",
+    "collate",
+    "load",
+    "read_folder",
+    "read_picture",
+    "read_table",
+]
 
 SPLITS = ("train", "validation", "test")
 DATASETS = ("scenes", "digits")
