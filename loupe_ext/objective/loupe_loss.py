@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from loupe_ext._checks import check_device, check_features, check_scale
+from loupe_ext._checks import check_device, check_features
 from loupe_ext._dtypes import at_least_float32, directions
 from loupe_ext.model.features import ImageFeatures, TextFeatures
 from loupe_ext.objective.objective import Objective
@@ -92,8 +92,6 @@ class LoupeLoss(nn.Module):
         check_features("phrases", phrases, "BNd")
         for name, value in (("texts", texts), ("regions", regions), ("phrases", phrases)):
             check_device(name, value, "images", images)
-        if logit_scale is not None:
-            logit_scale = check_scale(logit_scale, images.device, "logit_scale")
         images, texts, regions, phrases = (directions(at_least_float32(x)) for x in (images, texts, regions, phrases))
         if phrase_lengths is None:
             phrase_lengths = torch.full((len(phrases),), phrases.shape[1], device=phrases.device)

@@ -100,6 +100,8 @@ class SparseGrouping(Settings):
     contrasts: ClassVar[bool] = False
 
     def loss(self, seen: Seen) -> Tensor:
+        if seen.image.lengths is not None:
+            raise ValueError("image: expected images of equally many patches, for sparse_grouping, got lengths")
         return losses.sparse_grouping_loss(seen.patches, seen.text.tokens, seen.local_logit_scale, seen.text.lengths)
 
 
