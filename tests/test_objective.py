@@ -256,8 +256,9 @@ class TestBadFeatures:
             ({"boxes": 1.0}, {}, {}, "images: expected the pixels"),
             ({"tsa": 1.0, "proposals": 17}, {}, {}, "count: expected at most the 16 boxes there are, got 17"),
             ({"fsa": 1.0, "window": 5}, {}, {}, "side, stride: expected windows inside 4 x 4 patches"),
-            ({"sparse_grouping": 1.0}, {"lengths": LENGTHS}, {}, "image: expected images of equally many patches"),
-            ({"cmc": 1.0}, {"pooled": rows(3)}, {}, r"texts: expected the B of images \(3\)"),
+            ({"sparse_grouping": 1.0}, {"lengths": LENGTHS}, {}, "image: expected equally many patches, for sparse_"),
+            ({"fsa": 1.0, "window": 1}, {"lengths": LENGTHS}, {}, "image: expected equally many patches, for windows"),
+            ({"cmc": 1.0}, {"pooled": rows(3)}, {}, r"image.patches: expected the B of image.pooled \(3\)"),
             ({"cmc": 1.0}, {}, {"logit_scale": -1.0}, "logit_scale: expected a finite number above 0"),
         ],
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from loupe_ext._checks import check_int, check_number, check_scale, shown
 from loupe_ext._settings import Settings, setting
 from loupe_ext.losses import contrast_gate
-from loupe_ext.model.features import ImageFeatures, TextFeatures
+from loupe_ext.model.features import ImageFeatures, TextFeatures, check_pairs
 from loupe_ext.objective.seen import Seen
 from loupe_ext.objective.terms import CMC, FSA, TSA, Boxes, LateInteraction, RegionPhrase, SparseGrouping, Term
 from loupe_ext.unsil import Unsil
@@ -74,6 +74,7 @@ class LogitScale(nn.Module):
 
     def __init__(self, start: float, cap: float) -> None:
         super().__init__()
+        start, cap = check_number("start", start, 0, above=True), check_number("cap", cap, 0, above=True)
         self.log = nn.Parameter(torch.tensor([start]).log())  # [1]: FSDP shards no parameter without dimensions
         self.cap = cap
 
@@ -196,9 +197,9 @@ class Objective(nn.Module):
 
     def see(self, image: ImageFeatures, text: TextFeatures, **options: Any) -> Seen:
         """What the terms look at; the options are those of a call."""
-        if not isinstance(image, ImageFeatures) or not isinstance(text, TextFeatures):
-            got = f"{type(image).__name__} and {type(text).__name__}"
-            raise TypeError(f"image, text: expected ImageFeatures and TextFeatures, got {got}")
+        check_pairs(image, text)
+        for name in ("step", "first"):
+            options[name] = check_int(name, options.get(name, 0), 0, 2**32 - 1)
         scale = options.pop("logit_scale", None)
         if scale is not None:
             scale = torch.as_tensor(check_scale(scale, image.pooled.device, "logit_scale"), device=image.pooled.device)

@@ -51,6 +51,8 @@ class Seen:
     @cached_property
     def regions(self) -> Tensor:
         """[B, M, d], those that are matched with phrases."""
+        if self.image.lengths is not None and self.config.regions != "patches":
+            raise ValueError(f"image: expected equally many patches, for {self.config.regions}, got lengths")
         with torch.set_grad_enabled(self.gradient):
             if self.config.regions == "proposals":
                 return self.proposals[0]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from loupe_ext import losses, region_interactions
+from loupe_ext._checks import check_same, check_tensor
 from loupe_ext._settings import Settings, setting
 from loupe_ext.model.heat import heat_boxes, heat_maps, sharpened
 from loupe_ext.model.regions import centres
@@ -101,7 +102,7 @@ class SparseGrouping(Settings):
 
     def loss(self, seen: Seen) -> Tensor:
         if seen.image.lengths is not None:
-            raise ValueError("image: expected images of equally many patches, for sparse_grouping, got lengths")
+            raise ValueError("image: expected equally many patches, for sparse_grouping, got lengths")
         return losses.sparse_grouping_loss(seen.patches, seen.text.tokens, seen.local_logit_scale, seen.text.lengths)
 
 
@@ -254,6 +255,8 @@ class Boxes(Settings):
             if self.colour:
                 if seen.images is None:
                     raise ValueError("images: expected the pixels, for the colours of pseudo boxes, got None")
+                check_tensor("images", seen.images)
+                check_same("images", seen.images, "image.patches", image.patches, {"B": (0, 0)})
                 owner = torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask)[mask]
                 maps = sharpened(maps, seen.images[owner], self.colour)
             targets[mask] = heat_boxes(maps, self.threshold, image.patch * heat.shape[2] / maps.shape[1])
