@@ -23,7 +23,9 @@ from loupe_ext.train import (
     build,
     check_run,
     fit,
+    from_pretrained,
     processes,
+    save_pretrained,
     train,
 )
 from loupe_ext.zeroshot import detection, evaluate, grounding, retrieval
@@ -784,6 +786,17 @@ def _no_scenes(monkeypatch):
 def test_wrong_arguments_are_named(name):
     _, wrong = complaints(*CALLS[name])
     assert not wrong
+
+
+def test_folders_of_models(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors")
+    monkeypatch.chdir(tmp_path)
+    saved = {"folder": a("run", "str"), "model": a(MODEL), "objective": a(OBJECTIVE), "config": a(CONFIG)}
+    for call, arguments in ((save_pretrained, saved), (from_pretrained, {"folder": a("run")})):
+        _, wrong = complaints(call, arguments)
+        assert not wrong
+    with pytest.raises(ValueError, match="config: expected that of the objective, got another one"):
+        save_pretrained("run", MODEL, OBJECTIVE, CONFIG.but(fsa=0))
 
 
 def test_images_are_uint8_or_floating():
