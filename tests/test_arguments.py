@@ -28,6 +28,7 @@ from loupe_ext.train import (
     save_pretrained,
     train,
 )
+from loupe_ext.train.report import reporter
 from loupe_ext.zeroshot import detection, evaluate, grounding, retrieval
 
 SIZES = {
@@ -797,6 +798,12 @@ def test_folders_of_models(tmp_path, monkeypatch):
         assert not wrong
     with pytest.raises(ValueError, match="config: expected that of the objective, got another one"):
         save_pretrained("run", MODEL, OBJECTIVE, CONFIG.but(fsa=0))
+
+
+def test_a_tracker_that_is_none(tmp_path):
+    pytest.importorskip("rich")
+    with pytest.raises(ValueError, match=r"to: expected 'tensorboard' or .* got 'x'"), reporter(tmp_path, CONFIG, "x"):
+        pass
 
 
 def test_images_are_uint8_or_floating():
