@@ -57,10 +57,11 @@ def test_wheel_works_away_from_the_sources(wheel, tmp_path):
         "import torch, loupe_ext as l; x = torch.randn(9, 5, 7); a = l.pairwise_interactions(x)\n"
         "for t in l._C.cpu_targets():\n"
         "    l._C.set_cpu_target(t); torch.testing.assert_close(l.pairwise_interactions(x), a)\n"
-        "print(l.__file__)"
+        "import loupe_experiments.rows; print(l.__file__, loupe_experiments.__file__)"
     )
     # -S: an editable installation would otherwise answer the import.
-    assert run(sys.executable, "-S", "-c", code, cwd=tmp_path).stdout.startswith(str(tmp_path))
+    places = run(sys.executable, "-S", "-c", code, cwd=tmp_path).stdout.split()
+    assert [place.startswith(str(tmp_path)) for place in places] == [True, True]
 
 
 @with_wheel
