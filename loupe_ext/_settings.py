@@ -49,8 +49,10 @@ class Settings:
         remains says which one is meant.
 
         Raises:
-            ValueError: no field or several have that name; or as on construction.
+            TypeError, ValueError: no field or several have that name; or as on construction.
         """
+        if changes is not None and not isinstance(changes, Mapping):
+            raise TypeError(f"changes: expected a mapping of names to values, got {shown(changes)}")
         paths = _paths(self)
         nested: dict[str, dict[str, Any]] = {}
         direct: dict[str, Any] = {}

@@ -12,13 +12,27 @@ import pytest
 import torch
 
 import loupe_ext
-from loupe_ext import data, games, losses, unsil
-from loupe_ext.data import Batch, Grounded, Pairs, Vocabulary, load
+from loupe_ext import data, games, losses, objective, unsil
+from loupe_ext._settings import Settings
+from loupe_ext.data import Grounded, PairBatches, Pairs, Vocabulary, load
 from loupe_ext.model import heat, regions, text
 from loupe_ext.model.dual import DualEncoder
+from loupe_ext.model.features import ImageFeatures, TextFeatures
 from loupe_ext.model.image import ImageEncoder
-from loupe_ext.train import Config, Task, check_run, train
-from loupe_ext.train.config import ABOVE, LOSSES
+from loupe_ext.train import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    build,
+    check_run,
+    fit,
+    from_pretrained,
+    processes,
+    save_pretrained,
+    train,
+)
+from loupe_ext.train.report import reporter
 from loupe_ext.zeroshot import detection, evaluate, grounding, retrieval
 
 SIZES = {
@@ -177,20 +191,33 @@ def pixels(shape):
     return torch.ones(shape, dtype=torch.uint8)
 
 
-CONFIG = Config(train_size=2, batch=2, steps=1, width=8, dim=4, boxes=0.0, window=2, window_stride=1)
+CONFIG = Config().but(
+    train_size=2, batch_size=2, steps=1, width=8, dim=4, boxes=0.0, window=2, window_stride=1, precision="float32"
+)
 PAIRS = Pairs.from_captions(torch.ones(2, 3, 8, 8, dtype=torch.uint8), CAPTIONS, VOCABULARY)
 BOX = torch.tensor([0.0, 0.0, 4.0, 4.0])
 SCENES = Grounded(
     PAIRS, BOX.expand(2, 1, 4), BOX.expand(2, 1, 4), torch.zeros(2, 1, dtype=torch.int64), ("a dog", "a cat")
 )
-ENCODER = DualEncoder(len(VOCABULARY), 8, 4)
-TASK = Task(CONFIG, len(VOCABULARY))
-FIELDS = {
-    **dict.fromkeys(("name", "data", "image_weights", "text_weights"), "str"),
-    **dict.fromkeys(("negatives", "tsa_literal", "learn_scale"), "bool"),
-    **dict.fromkeys((*LOSSES, *ABOVE, "box_colour", "lr", "weight_decay"), "float, huge"),
-    "scale": "float",
-}
+MODEL, OBJECTIVE = build(CONFIG, VOCABULARY)
+BATCH = PAIRS.batch(slice(2))
+with torch.no_grad():
+    IMAGE = MODEL.encode_image(BATCH.images)
+    TEXT = MODEL.encode_text(BATCH.tokens, BATCH.spans, BATCH.phrase_lengths)
+
+
+def settings(kind, **fits):
+    """Of a dataclass of settings, whose fields' defaults are valid, and whatever else `fits` says."""
+    kinds = {str: "str", float: "float, huge", bool: "bool"}
+    found = {}
+    for each in fields(kind):
+        limits = each.metadata
+        free = {str: not limits["choices"], float: limits["most"] == np.inf, bool: True}.get(type(each.default), False)
+        also = fits.get(each.name, kinds[type(each.default)] if free else "")
+        if isinstance(each.default, Settings) and "weight" in vars(each.default):
+            also = "float, huge"  # which stand for the weight
+        found[each.name] = a(each.default, also)
+    return kind, found
 
 
 FOLDER = Path(tempfile.mkdtemp())
@@ -589,7 +616,7 @@ CALLS = {
     "TextEncoder of words": (
         text.TextEncoder(6, 8),
         {
-            "words": whole("BN", "values of -1, values of 200"),
+            "tokens": whole("BN", "values of -1, values of 200"),
             "spans": whole("BP2", "empty P, values of -1, values of 200"),
         },
     ),
@@ -600,7 +627,7 @@ CALLS = {
         Pairs,
         {
             "images": x("B3HW", "values of -1, values of 200", make=pixels),
-            "words": whole("BN", "empty N"),
+            "tokens": whole("BN", "empty N"),
             "spans": Argument(torch.tensor([[[0, 1]], [[1, 2]]]), "BP2", {"empty P"}),
             "phrase_lengths": whole("B"),
             "vocabulary": a(VOCABULARY),
@@ -634,41 +661,113 @@ CALLS = {
     "RegionHead of tokens": (regions.RegionHead(5), {"tokens": x("Bhwd"), "patch": a(4, "float, huge")}),
     "DualEncoder": (
         DualEncoder,
-        {"vocabulary": a(4), "width": a(8), "dim": a(4), "blocks": a(1)},
+        {"image_encoder": a(ImageEncoder(8)), "text_encoder": a(text.TextEncoder(4, 8)), "dim": a(4)},
     ),
     "DualEncoder of images": (
-        ENCODER.encode_image,
+        MODEL.encode_image,
         {"images": x("B3HW", "empty B, values of -1, values of 200", make=pixels)},
     ),
     "DualEncoder of texts": (
-        lambda words, spans: ENCODER.encode_text(Batch(torch.empty(0), words, spans, torch.ones(2))),
-        {"words": whole("BN"), "spans": whole("BP2", "empty P, values of -1, values of 200")},
+        lambda tokens, spans, phrase_lengths: MODEL.encode_text(tokens, spans, phrase_lengths),
+        {
+            "tokens": whole("BN"),
+            "spans": whole("BP2", "empty P, values of -1, values of 200"),
+            "phrase_lengths": whole("B", "int32, values of -1, values of 200"),
+        },
     ),
     "encode_prompts": (
         detection.encode_prompts,
-        {"encoder": a(ENCODER), "prompts": a(("a dog", "a cat")), "vocabulary": a(VOCABULARY)},
+        {"model": a(MODEL), "prompts": a(("a dog", "a cat")), "vocabulary": a(VOCABULARY)},
     ),
     "evaluate": (
-        lambda task, scenes, threshold: evaluate.evaluate(task, scenes, threshold),
-        {"task": a(TASK), "scenes": a(SCENES), "threshold": a(0.5)},
+        evaluate.evaluate,
+        {"model": a(MODEL), "scenes": a(SCENES), "objective": a(OBJECTIVE, "None"), "threshold": a(0.5)},
     ),
-    "choose_threshold": (
-        lambda task, validation: evaluate.choose_threshold(task, validation),
-        {"task": a(TASK), "validation": a(SCENES)},
-    ),
+    "choose_threshold": (evaluate.choose_threshold, {"model": a(MODEL), "validation": a(SCENES)}),
     "chunk": (loupe_ext.phrases.chunk, {"text": a("a dog", "str")}),
-    "Config": (Config, {f.name: a(f.default, FIELDS.get(f.name, "")) for f in fields(Config)}),
-    "Task": (Task, {"config": a(CONFIG), "vocabulary": a(4), "pretrained": flag()}),
-    "train": (
-        train,
+    **{
+        kind.__name__: settings(kind)
+        for kind in (
+            objective.CMC,
+            objective.LateInteraction,
+            objective.RegionPhrase,
+            objective.SparseGrouping,
+            objective.FSA,
+            objective.TSA,
+            objective.Boxes,
+            DataConfig,
+            OptimConfig,
+        )
+    },
+    "ObjectiveConfig": settings(objective.ObjectiveConfig, logit_scale="float"),
+    "ModelConfig": settings(ModelConfig, swin_depths=""),
+    "Config": settings(Config),
+    "Config.but": (lambda changes: CONFIG.but(changes), {"changes": a({"lr": 0.1}, "None")}),
+    "LogitScale": (objective.LogitScale, {"start": a(10.0, "float, huge"), "cap": a(60.0, "float, huge")}),
+    "Objective": (
+        objective.Objective,
+        {"config": a(CONFIG.objective, "None"), "dim": a(4, "None"), "seed": a(0), "extra": a({}, "None")},
+    ),
+    "Objective of a batch": (
+        objective.Objective(CONFIG.objective, boxes=1.0),
+        {
+            "image": a(IMAGE),
+            "text": a(TEXT),
+            "images": Argument(BATCH.images, "B3HW", {"values of -1", "values of 200", "float32"}),
+            "step": a(0),
+            "logit_scale": a(2.0, "None, float, huge"),
+            "first": a(0),
+        },
+    ),
+    "Objective of features of images": (
+        lambda **features: objective.Objective(fsa=1.0, regions="patches")(ImageFeatures(**features), TEXT),
+        {
+            "pooled": x("B4"),
+            "patches": x("Bhw4"),
+            "lengths": lengths(),
+            "weights": x("Bhw", "None"),
+            "boxes": Argument(torch.rand(2, 12, 4), "B", {"None"}),
+            "confidence": Argument(torch.rand(2, 12), "B", {"None"}),
+            "patch": a(1.0, "float, huge"),
+        },
+    ),
+    "ImageFeatures.proposals": (
+        ImageFeatures(
+            torch.rand(2, 5), torch.rand(2, 2, 3, 5), boxes=torch.rand(2, 6, 4), confidence=torch.rand(2, 6)
+        ).proposals,
+        {"count": a(2), "overlap": a(0.5)},
+    ),
+    "Objective of features of texts": (
+        lambda **features: OBJECTIVE(IMAGE, TextFeatures(**features)),
+        {
+            "pooled": x("B4"),
+            "tokens": x("BN4"),
+            "lengths": whole("B", "int32, values of -1, values of 200"),  # which this objective does not use
+            "phrases": x("BP4"),
+            "phrase_lengths": whole("B", "int32"),
+        },
+    ),
+    "PairBatches": (
+        PairBatches,
+        {"pairs": a(PAIRS), "batch_size": a(2), "seed": a(0), "rank": a(1), "world_size": a(2)},
+    ),
+    "PairBatches.load_state_dict": (PAIRS.batches(2).load_state_dict, {"state": a({"step": 1})}),
+    "build": (build, {"config": a(CONFIG), "vocabulary": a(VOCABULARY), "pretrained": flag()}),
+    "build of a size": (build, {"config": a(CONFIG), "vocabulary": a(4)}),
+    "fit": (
+        fit,
         {
             "pairs": a(PAIRS),
             "config": a(CONFIG),
             "device": a("cpu"),
             "path": a(None, "str"),
             "save_every": a(1),
+            "log_every": a(1),
             "report": a(None),
+            "validate": a(None),
+            "validate_every": a(0),
             "extend": flag(),
+            "parallel_by": a("ddp"),
         },
     ),
     "read_picture": (
@@ -707,6 +806,20 @@ CALLS = {
             "world_size": a(1),
         },
     ),
+    "train": (
+        train,
+        {
+            "model": a(MODEL),
+            "objective": a(OBJECTIVE),
+            "batches": a([BATCH]),
+            "optim": a(CONFIG.optim, "None"),
+            "config": a(CONFIG, "None"),
+        },
+    ),
+    "processes": (
+        lambda device, timeout: processes(device, timeout).__enter__(),
+        {"device": a("cpu"), "timeout": a(600.0, "float, huge")},
+    ),
     "load": (load, {"name": a("scenes"), "split": a("train"), "size": a(2), "seed": a(0)}),
     "check_run": (
         lambda config, device, path: check_run(config, device, path),
@@ -725,6 +838,23 @@ def _no_scenes(monkeypatch):
 def test_wrong_arguments_are_named(name):
     _, wrong = complaints(*CALLS[name])
     assert not wrong
+
+
+def test_folders_of_models(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors")
+    monkeypatch.chdir(tmp_path)
+    saved = {"folder": a("run", "str"), "model": a(MODEL), "objective": a(OBJECTIVE), "config": a(CONFIG)}
+    for call, arguments in ((save_pretrained, saved), (from_pretrained, {"folder": a("run")})):
+        _, wrong = complaints(call, arguments)
+        assert not wrong
+    with pytest.raises(ValueError, match="config: expected that of the objective, got another one"):
+        save_pretrained("run", MODEL, OBJECTIVE, CONFIG.but(fsa=0))
+
+
+def test_a_tracker_that_is_none(tmp_path):
+    pytest.importorskip("rich")
+    with pytest.raises(ValueError, match=r"to: expected 'tensorboard' or .* got 'x'"), reporter(tmp_path, CONFIG, "x"):
+        pass
 
 
 def test_images_are_uint8_or_floating():

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import itertools
 import re
@@ -25,7 +26,7 @@ def loaded(name: str, split: str = "test", size: int = SIZE, seed: int = 0) -> G
 def contents(made: Grounded) -> list[torch.Tensor]:
     pairs = made.pairs
     boxes = [x.nan_to_num(-1) for x in (made.boxes, made.objects)]
-    return [pairs.images, pairs.words, pairs.spans, pairs.phrase_lengths, *boxes, made.classes]
+    return [pairs.images, pairs.tokens, pairs.spans, pairs.phrase_lengths, *boxes, made.classes]
 
 
 def drawn(name: str, split: int, seed: int) -> compose.Drawn:
@@ -52,7 +53,7 @@ class TestSeeds:
     @both
     def test_another_seed_gives_other_scenes(self, name):
         one, other = loaded(name).pairs, loaded(name, seed=1).pairs
-        assert not torch.equal(one.words, other.words)
+        assert not torch.equal(one.tokens, other.tokens)
         assert not (one.images == other.images).flatten(1).all(1).any()
 
     @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ class TestSeeds:
     def test_the_same_scenes_in_every_version(self, name, text, boxes, pixel):
         """What was measured on them stays true. Pixels may round otherwise on another machine."""
         pairs = loaded(name).pairs
-        captions = b"".join(x.numpy().tobytes() for x in (pairs.words, pairs.spans, pairs.phrase_lengths))
+        captions = b"".join(x.numpy().tobytes() for x in (pairs.tokens, pairs.spans, pairs.phrase_lengths))
         assert zlib.crc32(captions) == text
         assert loaded(name).boxes.nansum() == boxes
         assert pairs.images.double().mean().item() == pytest.approx(pixel, abs=1e-3)
@@ -104,7 +105,7 @@ class TestSplits:
     @both
     def test_load_tells_the_splits_apart(self, name):
         one, other = loaded(name).pairs, loaded(name, "validation").pairs
-        assert not torch.equal(one.words, other.words)
+        assert not torch.equal(one.tokens, other.tokens)
 
 
 class TestScenes:
@@ -272,8 +273,8 @@ class TestBadInput:
             ("images", torch.zeros(2, 3, 8, 8)),
             ("images", torch.zeros(2, 1, 8, 8, dtype=torch.uint8)),
             ("images", torch.zeros(3, 8, 8, dtype=torch.uint8)),
-            ("words", torch.zeros(3, 5, dtype=torch.int64)),
-            ("words", torch.zeros(2, 5, dtype=torch.int32)),
+            ("tokens", torch.zeros(3, 5, dtype=torch.int64)),
+            ("tokens", torch.zeros(2, 5, dtype=torch.int32)),
             ("spans", torch.zeros(2, 3, 3, dtype=torch.int64)),
             ("spans", torch.zeros(2, 6, dtype=torch.int64)),
             ("phrase_lengths", torch.ones(2, 1, dtype=torch.int64)),
@@ -321,5 +322,69 @@ def test_vocabulary_reads_what_it_wrote():
 def test_a_batch_has_the_pairs_at_its_indices_and_no_box():
     pairs = loaded("scenes").pairs
     batch = pairs.batch(torch.tensor([3, 1]))
-    assert list(vars(batch)) == ["images", "words", "spans", "phrase_lengths"] == list(Batch.__dataclass_fields__)
-    assert all(torch.equal(value, getattr(pairs, name)[[3, 1]]) for name, value in vars(batch).items())
+    held = ["images", "tokens", "spans", "phrase_lengths"]
+    assert list(vars(batch)) == [*held, "image_options", "text_options"] == list(Batch.__dataclass_fields__)
+    assert all(torch.equal(getattr(batch, name), getattr(pairs, name)[[3, 1]]) for name in held)
+    assert len(batch) == 2
+    assert batch.image_options == batch.text_options == {}
+
+
+def test_a_batch_moves_with_all_that_it_holds():
+    mask = torch.ones(2)
+    batch = dataclasses.replace(loaded("scenes").pairs.batch(slice(2)), text_options={"mask": mask})
+    moved = batch.to("meta")
+    held = [moved.images, moved.tokens, moved.spans, moved.phrase_lengths, moved.text_options["mask"]]
+    assert all(x.is_meta for x in held)
+    assert batch.text_options["mask"] is mask
+
+
+class TestPairBatches:
+    pairs = Pairs(
+        torch.zeros(7, 3, 4, 4, dtype=torch.uint8),
+        torch.arange(1, 8)[:, None],  # each is told by its only word
+        torch.tensor([[[0, 1]]]).expand(7, -1, -1),
+        torch.ones(7, dtype=torch.int64),
+        Vocabulary(list("abcdefg")),
+    )
+
+    def taken(self, batches, count):
+        return [batch.tokens[:, 0].tolist() for batch in itertools.islice(batches, count)]
+
+    def test_an_epoch_has_each_pair_once_at_most_and_the_next_another_order(self):
+        batches = self.taken(self.pairs.batches(3), 6)
+        epochs = [[*batches[i], *batches[i + 1]] for i in (0, 2, 4)]
+        assert all(len(set(epoch)) == 6 for epoch in epochs)
+        assert epochs[0] != epochs[1] != epochs[2]
+        assert self.taken(self.pairs.batches(3, seed=1), 6) != batches == self.taken(self.pairs.batches(3), 6)
+
+    def test_the_parts_of_processes_make_the_batch(self):
+        whole = self.taken(self.pairs.batches(6, 5), 4)
+        parts = [self.taken(self.pairs.batches(6, 5, rank, 3), 4) for rank in range(3)]
+        assert [[*a, *b, *c] for a, b, c in zip(*parts, strict=True)] == whole
+
+    def test_goes_on_from_a_state(self):
+        batches = self.pairs.batches(2, 3)
+        self.taken(batches, 4)
+        state, later = batches.state_dict(), self.pairs.batches(2, 3)
+        later.load_state_dict(state)
+        assert self.taken(later, 5) == self.taken(batches, 5) == self.taken(self.pairs.batches(2, 3), 9)[4:]
+
+    @pytest.mark.parametrize(
+        ("arguments", "error", "message"),
+        [
+            ((8,), ValueError, "pairs: expected at least a batch of 8, got 7"),
+            ((4, 0, 0, 3), ValueError, r"batch_size: expected a multiple of world_size \(3\), got 4"),
+            ((4, 0, 2, 2), ValueError, "rank: expected 0 to 1, got 2"),
+            ((4, 0, 0, 5), ValueError, "world_size: expected 1 to 4, got 5"),
+            ((4, -1), ValueError, "seed: expected 0 to 4294967295, got -1"),
+            ((4.0,), TypeError, "batch_size: expected an int, got float"),
+        ],
+    )
+    def test_bad_input(self, arguments, error, message):
+        with pytest.raises(error, match=message):
+            self.pairs.batches(*arguments)
+
+    @pytest.mark.parametrize("state", [{}, None, {"step": -1}, {"step": "4"}])
+    def test_a_state_of_something_else(self, state):
+        with pytest.raises((TypeError, ValueError), match=r"^(state|step): expected"):
+            self.pairs.batches(2).load_state_dict(state)

@@ -9,9 +9,11 @@ from torch.nn.functional import normalize
 from loupe_ext import data
 from loupe_ext.data import Pairs, Vocabulary
 from loupe_ext.model.dual import DualEncoder
+from loupe_ext.model.image import ImageEncoder
 from loupe_ext.model.pretrained import BertEncoder
 from loupe_ext.model.regions import box_iou
-from loupe_ext.train import Config, Task
+from loupe_ext.model.text import TextEncoder
+from loupe_ext.train import Config, build
 from loupe_ext.zeroshot import evaluate as evaluation
 from loupe_ext.zeroshot.detection import average_precision, encode_prompts, score_detections
 from loupe_ext.zeroshot.grounding import choose_proposals
@@ -179,18 +181,15 @@ class TestAveragePrecision:
 class TestPrompts:
     scenes = data.load("scenes", "test", 12)
 
-    def task(self):
-        config = Config(width=16, dim=16, batch=8, train_size=8, proposals=5)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            return Task(config, len(self.scenes.pairs.vocabulary)).eval()
+    def model(self):
+        return build(Config().but(width=16, dim=16, batch_size=8, train_size=8), self.scenes.pairs.vocabulary)[0].eval()
 
     def test_a_prompt_is_what_the_phrase_is_in_a_caption(self):
-        task, pairs = self.task(), self.scenes.pairs
-        text = task.encoder.encode_text(pairs.batch(slice(None)))
+        model, pairs = self.model(), self.scenes.pairs
+        text = model.encode_text(pairs.tokens, pairs.spans, pairs.phrase_lengths)
         phrases = [phrase for i in range(len(pairs)) for phrase in pairs.phrases(i)]
         assert len({len(phrase.split()) for phrase in phrases}) > 1  # padded
-        got = encode_prompts(task.encoder, tuple(phrases), pairs.vocabulary)
+        got = encode_prompts(model, tuple(phrases), pairs.vocabulary)
         torch.testing.assert_close(got, text.phrases[text.phrase_mask].detach())
 
     @pytest.mark.parametrize("kind", ["words", "word pieces", "BERT"])
@@ -202,10 +201,10 @@ class TestPrompts:
             vocabulary = Vocabulary(["[UNK]", "[CLS]", "[SEP]", "a", "red", "dog", "big", "c", "##at", "cafe"])
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            text = BertEncoder(len(vocabulary), width=64, layers=1) if kind == "BERT" else None
-            encoder = DualEncoder(len(vocabulary), 16, 16, text=text).eval().requires_grad_(False)
+            text = BertEncoder(len(vocabulary), 64, 1) if kind == "BERT" else TextEncoder(len(vocabulary), 16)
+            encoder = DualEncoder(ImageEncoder(16), text, 16).eval().requires_grad_(False)
         pairs = Pairs.from_captions(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), texts, vocabulary)
-        want = encoder.encode_text(pairs.batch(slice(None))).phrases[:, 0]
+        want = encoder.encode_text(pairs.tokens, pairs.spans, pairs.phrase_lengths).phrases[:, 0]
         got = encode_prompts(encoder, texts, vocabulary)
         torch.testing.assert_close(got, want)
         assert (got @ got.T).fill_diagonal_(0).max() < 0.999  # three phrases, none unknown
@@ -223,11 +222,11 @@ class TestPrompts:
     )
     def test_prompts_that_are_none(self, prompts, error, message):
         with pytest.raises(error, match=message):
-            encode_prompts(self.task().encoder, prompts, self.scenes.pairs.vocabulary)
+            encode_prompts(self.model(), prompts, self.scenes.pairs.vocabulary)
 
     def test_an_unknown_word(self):
         with pytest.raises(ValueError, match=r"prompts\[0\]: expected words of the vocabulary, got 'dog'"):
-            encode_prompts(self.task().encoder, ("a dog",), self.scenes.pairs.vocabulary)
+            encode_prompts(self.model(), ("a dog",), self.scenes.pairs.vocabulary)
 
     def test_scores_are_of_cosine_and_confidence(self):
         rng = torch.Generator().manual_seed(0)
@@ -242,8 +241,8 @@ class TestPrompts:
                 assert got[i, c, m].item() == pytest.approx(want.item(), abs=1e-4)
         picked = choose_proposals(features, confidence, prompts.expand(2, -1, -1))
         for i, c in torch.cartesian_prod(torch.arange(2), torch.arange(3)).tolist():
-            worth = [5 * features[i, m] @ prompts[c] + confidence[i, m].sigmoid().log() for m in range(5)]
-            assert picked[i, c] == torch.stack(worth).argmax()
+            scores = [5 * features[i, m] @ prompts[c] + confidence[i, m].sigmoid().log() for m in range(5)]
+            assert picked[i, c] == torch.stack(scores).argmax()
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_scores_of_half_types_are_those_of_float32(self, dtype):
@@ -266,8 +265,8 @@ class TestPrompts:
 
     def seeing_the_truth(self, monkeypatch, truth):
         """A model whose proposals are the true objects, each with the feature of its class, in batches of 5."""
-        task = self.task()
-        prompts = encode_prompts(task.encoder, truth.prompts, truth.pairs.vocabulary)
+        model = self.model()
+        prompts = encode_prompts(model, truth.prompts, truth.pairs.vocabulary)
         parts = [(truth.objects[i : i + 5], truth.classes[i : i + 5]) for i in range(0, 12, 5)]
 
         def proposals(image, count, overlap):
@@ -276,13 +275,13 @@ class TestPrompts:
             return normalize(prompts[classes.clamp(min=0)], dim=-1), boxes.nan_to_num(0), confidence
 
         encode = evaluation.encode
-        monkeypatch.setattr(evaluation, "encode", lambda task, scenes: encode(task, scenes, batch=5))
-        monkeypatch.setattr("loupe_ext.model.dual.ImageFeatures.proposals", proposals)
-        return task
+        monkeypatch.setattr(evaluation, "encode", lambda model, scenes: encode(model, scenes, batch_size=5))
+        monkeypatch.setattr("loupe_ext.model.features.ImageFeatures.proposals", proposals)
+        return model
 
     def test_the_truth_is_detected(self, monkeypatch):
-        task = self.seeing_the_truth(monkeypatch, self.scenes)
-        metrics = evaluation.evaluate(task, self.scenes, 0.5)
+        model = self.seeing_the_truth(monkeypatch, self.scenes)
+        metrics = evaluation.evaluate(model, self.scenes)
         assert metrics["ap30"] == metrics["ap50"] == 1
 
     def test_what_no_caption_names_counts(self, monkeypatch):
@@ -290,5 +289,5 @@ class TestPrompts:
         named = (self.scenes.objects[:, :, None] == self.scenes.boxes[:, None]).all(-1).any(2)
         assert 0 < named.sum() < (self.scenes.classes >= 0).sum()
         seen = dataclasses.replace(self.scenes, classes=self.scenes.classes.masked_fill(~named, -1))
-        task = self.seeing_the_truth(monkeypatch, seen)
-        assert evaluation.evaluate(task, self.scenes, 0.5)["ap50"] < 0.95
+        model = self.seeing_the_truth(monkeypatch, seen)
+        assert evaluation.evaluate(model, self.scenes)["ap50"] < 0.95

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from loupe_ext.data import Batch
 from loupe_ext.model import heat
-from loupe_ext.model.dual import DualEncoder, Scale
+from loupe_ext.model.dual import DualEncoder
 from loupe_ext.model.image import ImageEncoder
 from loupe_ext.model.regions import RegionHead, box_features, box_iou, centres, coverage, propose, window_features
 from loupe_ext.model.text import TextEncoder
+from loupe_ext.objective import LogitScale
 from tests.backends import assert_close
 from tests.samples import random_pairs
 
@@ -18,7 +18,7 @@ from tests.samples import random_pairs
 def model() -> DualEncoder:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = DualEncoder(vocabulary=30, width=16, dim=8).eval().requires_grad_(False)
+        model = DualEncoder(ImageEncoder(16), TextEncoder(30, 16), 8).eval().requires_grad_(False)
         for name in ("text.attention.bias", "query.weight"):  # zero at first, so that nothing would show
             model.get_parameter(name).normal_()
         return model
@@ -34,10 +34,10 @@ def boxes_of(n: int, count: int, seed: int = 0) -> torch.Tensor:
     return torch.cat([at, at + side], -1)
 
 
-def text(*captions: tuple[list[int], list[tuple[int, int]]], length: int = 12) -> Batch:
-    words = torch.tensor([[*ids, *[0] * (length - len(ids))] for ids, _ in captions])
+def text(*captions: tuple[list[int], list[tuple[int, int]]], length: int = 12) -> tuple[torch.Tensor, ...]:
+    tokens = torch.tensor([[*ids, *[0] * (length - len(ids))] for ids, _ in captions])
     spans = torch.tensor([[*where, *[(0, 0)] * (3 - len(where))] for _, where in captions])
-    return Batch(torch.empty(0), words, spans, torch.tensor([len(where) for _, where in captions]))
+    return tokens, spans, torch.tensor([len(where) for _, where in captions])
 
 
 class TestImageEncoder:
@@ -91,36 +91,38 @@ class TestTextEncoder:
             ([*other, 1, *other[::-1], 2, *self.phrase], [(0, 4), (5, 9), (10, 13)]),
             length=13,
         )
-        seen = model.encode_text(batch)
-        words = [seen.words[0, :3], seen.words[1, :3], seen.words[2, 6:9], seen.words[3, 10:13]]
+        seen = model.encode_text(*batch)
+        words = [seen.tokens[0, :3], seen.tokens[1, :3], seen.tokens[2, 6:9], seen.tokens[3, 10:13]]
         phrases = [seen.phrases[0, 0], seen.phrases[1, 0], seen.phrases[2, 1], seen.phrases[3, 2]]
         for all_alike in (words, phrases):
             for x in all_alike[1:]:
                 assert_close(x, all_alike[0], 1e-5)
 
     def test_a_phrase_depends_on_its_words_and_their_order(self, model):
-        a, b, c = model.encode_text(text(*(([*x], [(0, 3)]) for x in ((3, 7, 9), (3, 9, 7), (3, 7, 10))))).phrases[:, 0]
+        a, b, c = model.encode_text(*text(*(([*x], [(0, 3)]) for x in ((3, 7, 9), (3, 9, 7), (3, 7, 10))))).phrases[
+            :, 0
+        ]
         assert min((a - b).norm(), (a - c).norm()) > 1e-3
 
     def test_words_between_phrases_see_the_whole_caption(self, model):
-        seen = model.encode_text(text(*(([3, 7, 20, 3, x], [(0, 2), (3, 5)]) for x in (8, 9)))).words
+        seen = model.encode_text(*text(*(([3, 7, 20, 3, x], [(0, 2), (3, 5)]) for x in (8, 9)))).tokens
         assert (seen[0, 2] - seen[1, 2]).norm() > 1e-3
 
     def test_padding_does_not_matter(self, model):
         caption = ([3, 7, 20, 3, 8], [(0, 2), (3, 5)])
-        short, long = (model.encode_text(text(caption, length=n)) for n in (5, 12))
+        short, long = (model.encode_text(*text(caption, length=n)) for n in (5, 12))
         for name in ("pooled", "phrases"):
             assert_close(getattr(long, name), getattr(short, name), 1e-5)
-        assert_close(long.words[:, :5], short.words, 1e-5)
+        assert_close(long.tokens[:, :5], short.tokens, 1e-5)
         assert torch.equal(short.lengths, long.lengths)
-        assert long.words[:, 5:].abs().sum() == 0
+        assert long.tokens[:, 5:].abs().sum() == 0
 
     def test_bad_captions(self):
-        encoder, batch = TextEncoder(9, 8), text(([1, 2], [(0, 2)]))
-        with pytest.raises(ValueError, match=r"words: expected shape \[B, L\], got \(12,\)"):
-            encoder(batch.words[0], batch.spans)
+        encoder, (tokens, spans, _) = TextEncoder(9, 8), text(([1, 2], [(0, 2)]))
+        with pytest.raises(ValueError, match=r"tokens: expected shape \[B, L\], got \(12,\)"):
+            encoder(tokens[0], spans)
         with pytest.raises(ValueError, match=r"spans: expected shape \[1, P, 2\], got \(2, 3, 2\)"):
-            encoder(batch.words, batch.spans.repeat(2, 1, 1))
+            encoder(tokens, spans.repeat(2, 1, 1))
 
 
 def test_features_have_length_one_and_stay_in_float32_under_autocast(model):
@@ -135,20 +137,20 @@ def test_features_have_length_one_and_stay_in_float32_under_autocast(model):
 def test_text_stays_in_float32_under_autocast_as_well(model):
     batch = text(([3, 7, 20, 3, 8], [(0, 2), (3, 5)]))
     with torch.autocast("cpu", torch.bfloat16):
-        seen = model.encode_text(batch)
-    for x in (seen.pooled[0], seen.words[0, :5], seen.phrases[0, :2]):
+        seen = model.encode_text(*batch)
+    for x in (seen.pooled[0], seen.tokens[0, :5], seen.phrases[0, :2]):
         assert x.dtype == torch.float32
         assert_close(x.norm(dim=-1), torch.ones(x.shape[:-1]), 1e-5)
 
 
 def test_scale_is_capped():
-    assert Scale(7.0, 60.0)().item() == pytest.approx(7)
-    assert Scale(80.0, 60.0)().item() == 60
+    assert LogitScale(7.0, 60.0)().item() == pytest.approx(7)
+    assert LogitScale(80.0, 60.0)().item() == 60
 
 
 @pytest.mark.parametrize("cap", [1e-3, 1.0, 60.0, 1e30])
 def test_a_scale_leaves_its_cap_as_soon_as_a_step_leads_down(cap):
-    scale = Scale(cap, cap)
+    scale = LogitScale(cap, cap)
     optimizer = torch.optim.SGD(scale.parameters(), 1.0)
     for sign in (-1, -1, -1, 1):
         scale.bound()

@@ -14,6 +14,7 @@ import pytest
 
 import loupe_ext
 from loupe_ext.extras import PACKAGES, needs, require
+from loupe_ext.train.report import TRACKERS
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,10 +42,11 @@ def wheel(tmp_path_factory) -> Path:
 
 
 @with_wheel
-def test_wheel_is_small_and_holds_the_package_alone(wheel):
+def test_wheel_is_small_and_holds_the_packages_alone(wheel):
     assert wheel.stat().st_size < 10e6
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"loupe_ext"}
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"loupe_ext", "loupe_experiments"}
+    assert {"loupe_ext/train/presets/paper.yaml", "loupe_experiments/report.html"} <= set(names)
     assert any(name.startswith("loupe_ext/_C.") and name.endswith(".so") for name in names)
 
 
@@ -56,10 +58,11 @@ def test_wheel_works_away_from_the_sources(wheel, tmp_path):
         "import torch, loupe_ext as l; x = torch.randn(9, 5, 7); a = l.pairwise_interactions(x)\n"
         "for t in l._C.cpu_targets():\n"
         "    l._C.set_cpu_target(t); torch.testing.assert_close(l.pairwise_interactions(x), a)\n"
-        "print(l.__file__)"
+        "import loupe_experiments.rows; print(l.__file__, loupe_experiments.__file__)"
     )
     # -S: an editable installation would otherwise answer the import.
-    assert run(sys.executable, "-S", "-c", code, cwd=tmp_path).stdout.startswith(str(tmp_path))
+    places = run(sys.executable, "-S", "-c", code, cwd=tmp_path).stdout.split()
+    assert [place.startswith(str(tmp_path)) for place in places] == [True, True]
 
 
 @with_wheel
@@ -231,15 +234,16 @@ def test_importing_needs_no_extra():
 def test_every_optional_package_is_in_the_extra_that_its_message_names(monkeypatch):
     tomllib = pytest.importorskip("tomllib")
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    sources = [path.read_text() for path in (ROOT / "loupe_ext").rglob("*.py")]
+    sources = [path.read_text() for top in ("loupe_ext", "experiments") for path in (ROOT / top).rglob("*.py")]
     needed = {name for text in sources for name in re.findall(r'needs\("([^"]+)"\)', text)}
-    assert needed == set(PACKAGES)
+    assert needed | set(TRACKERS) == set(PACKAGES)
     for package, (_, extra) in PACKAGES.items():
         assert any(re.match(rf"{package}\b", requirement) for requirement in extras[extra]), (package, extra)
     with pytest.raises(ImportError, match=r"matplotlib is needed here: pip install 'loupe-ext\[plot\]' \(gone\)"):  # noqa: SIM117
         with needs("matplotlib"):
             raise ImportError("gone")
-    require(*(package for package in PACKAGES if package != "open-clip-torch"))  # it needs a torch of its own
+    # One needs a torch of its own, and the extra `dev` leaves two out.
+    require(*PACKAGES.keys() - {"open-clip-torch", "trackio", "wandb"})
     monkeypatch.setitem(PACKAGES, "rich", ("nowhere_to_be_found", "train"))
     with pytest.raises(ImportError, match=r"rich is needed here: pip install 'loupe-ext\[train\]'"):
         require("scipy", "rich")

@@ -10,20 +10,32 @@ from torch.nn.functional import interpolate
 
 from loupe_ext import data
 from loupe_ext.cli import main
-from loupe_ext.data import Batch, Pairs, Vocabulary
+from loupe_ext.data import Pairs, Vocabulary
 from loupe_ext.model import heat
 from loupe_ext.model.dual import DualEncoder
+from loupe_ext.model.image import ImageEncoder
 from loupe_ext.model.pretrained import BertEncoder, SwinEncoder
 from loupe_ext.model.regions import RegionHead, box_features, centres
-from loupe_ext.train import Config, Task, checkpoint, train
+from loupe_ext.model.text import TextEncoder
+from loupe_ext.train import Config, build, fit, from_pretrained
 from loupe_ext.train.config import PRESETS
+from loupe_ext.train.step import Step
 from loupe_ext.zeroshot.evaluate import evaluate
 from tests.backends import assert_close
 from tests.samples import random_pairs
+from tests.training import assert_identical
 
 # The preset `paper` made small: two stages, 7 x 7 tokens of 8 pixels.
 SHRUNKEN = Config.preset("paper").but(
-    swin_width=32, swin_depths="1-2", swin_side=56, bert_width=64, bert_layers=2, dim=16, batch=4, train_size=8, steps=3
+    swin_width=32,
+    swin_depths="1-2",
+    swin_side=56,
+    bert_width=64,
+    bert_layers=2,
+    dim=16,
+    batch_size=4,
+    train_size=8,
+    steps=3,
 )
 WORDS = 30_522  # BERT's vocabulary
 
@@ -48,7 +60,7 @@ class TestPresets:
         assert [Config.preset(name).name for name in PRESETS] == ["tiny", "small", "paper"]
 
     def test_another_name_is_told_the_names(self):
-        with pytest.raises(ValueError, match="preset: expected one of tiny, small, paper, got 'huge'"):
+        with pytest.raises(ValueError, match="name: expected one of tiny, small, paper, got 'huge'"):
             Config.preset("huge")
 
     def test_yaml_gives_them_back(self):
@@ -57,7 +69,7 @@ class TestPresets:
 
     def test_each_sees_its_pairs_some_times(self):
         passes = {
-            name: config.steps * config.batch / config.train_size
+            name: config.optim.steps * config.optim.batch_size / config.data.train_size
             for name, config in ((name, Config.preset(name)) for name in PRESETS)
         }
         assert passes["paper"] == 20  # epochs
@@ -65,17 +77,14 @@ class TestPresets:
 
     def test_paper_is_literal(self):
         config = Config.preset("paper")
-        names = ("cmc", "tsa", "fsa", "late_interaction", "sparse_grouping", "region_phrase", "boxes")
-        assert {name: getattr(config, name) for name in names if getattr(config, name)} == {
-            "cmc": 1,
-            "tsa": 1,
-            "fsa": 1,
-        }
-        assert config.tsa_literal
-        assert config.fsa_source == config.tsa_source == "unsil"
-        assert config.regions == "proposals"
-        assert not config.negatives
-        assert config.batch == 512
+        objective = config.objective
+        weights = {name: term.weight for name, term in objective.terms.items() if term.weight}
+        assert weights == {"cmc": 1, "tsa": 1, "fsa": 1}
+        assert objective.tsa.literal
+        assert objective.fsa.source == objective.tsa.source == "unsil"
+        assert objective.regions == "proposals"
+        assert not objective.fsa.negatives
+        assert config.optim.batch_size == 512
 
     @pytest.mark.parametrize(
         ("changes", "error", "message"),
@@ -105,10 +114,10 @@ class TestPresets:
     def test_command_line(self, tmp_path, capsys):
         for package in ("rich", "safetensors"):
             pytest.importorskip(package)
-        changes = ["steps=1", "batch=2", "train_size=4", "width=8", "dim=8"]
+        changes = ["steps=1", "batch_size=2", "train_size=4", "width=8", "dim=8"]
         assert main(["train", "--preset", "small", str(tmp_path / "run"), *changes]) == 0
-        found = checkpoint.load(tmp_path / "run").config
-        assert found == Config.preset("small").but(steps=1, batch=2, train_size=4, width=8, dim=8)
+        found = from_pretrained(tmp_path / "run").config
+        assert found == Config.preset("small").but(steps=1, batch_size=2, train_size=4, width=8, dim=8)
         assert main(["train", str(tmp_path / "other"), "--preset", "huge"]) == 2
         assert "expected one of tiny, small, paper" in capsys.readouterr().err
         with pytest.raises(SystemExit):
@@ -145,7 +154,7 @@ class TestPatch:
             def forward(self, images):
                 return images.new_zeros(len(images), 2, 2, 8).float()
 
-        model = DualEncoder(9, width=8, dim=8, image=Coarse())
+        model = DualEncoder(Coarse(), TextEncoder(9, 8), 8)
         seen = model.encode_image(torch.zeros(1, 3, 50, 50, dtype=torch.uint8))
         assert seen.patch == 25
         middle = (seen.boxes[..., :2] + seen.boxes[..., 2:]) / 2
@@ -174,44 +183,45 @@ def bert_parameters(vocabulary: int, width: int, layers: int) -> int:
 class TestPaper:
     def test_its_shapes_and_parameters(self):
         with torch.device("meta"):
-            task = Task(Config.preset("paper"), WORDS)
+            model, objective = build(Config.preset("paper"), WORDS)
             images = torch.empty(2, 3, 224, 224, dtype=torch.uint8)
-            assert task.encoder.image(images).shape == (2, 7, 7, 1536)
+            assert model.image(images).shape == (2, 7, 7, 1536)
         words = torch.ones(2, 60, dtype=torch.int64)
         assert BertEncoder(WORDS)(words, torch.zeros(2, 3, 2, dtype=torch.int64)).shape == (2, 60, 512)
-        swin, bert = count(task.encoder.image), count(task.encoder.text)
+        swin, bert = count(model.image), count(model.text)
         assert swin == swin_parameters(192, (2, 2, 18, 2))
         assert bert == bert_parameters(WORDS, 512, 4)
         # As published, less the parts we leave out: Swin-L's classes, BERT-small's pooler.
         assert math.isclose(swin + 1536 * 1000 + 1000, 197e6, rel_tol=0.005)
         assert math.isclose(bert + 512 * 512 + 512, 28.8e6, rel_tol=0.005)
-        assert count(task) < 1.01 * (swin + bert)
+        assert count(model) + count(objective) < 1.01 * (swin + bert)
 
     def test_steps_of_it_made_small(self, tmp_path):
-        seen = train(pairs(), SHRUNKEN, path=tmp_path / "run")
+        seen = fit(pairs(), SHRUNKEN, path=tmp_path / "run")
         names = {"loss", "cmc", "tsa", "fsa", "fsa_unsil", "tsa_unsil"}
         assert names <= set(seen.history)
         assert all(seen.history[name].isfinite().all() for name in names)
-        again = train(pairs(), SHRUNKEN)  # no step draws a random number
-        assert all(torch.equal(values, again.history[name]) for name, values in seen.history.items())
-        restored = checkpoint.load(tmp_path / "run").task()
-        for name, value in restored.state_dict().items():
-            assert torch.equal(value, seen.task.state_dict()[name]), name
+        again = fit(pairs(), SHRUNKEN)  # no step draws a random number
+        assert_identical(seen, again)
+        restored = from_pretrained(tmp_path / "run")
+        for one, other in ((restored.model, seen.model), (restored.objective, seen.objective)):
+            for name, value in one.state_dict().items():
+                assert torch.equal(value, other.state_dict()[name]), name
 
     def test_every_parameter_that_a_step_uses_gets_a_finite_gradient(self):
-        task = Task(SHRUNKEN.but(boxes=1.0, region_phrase=1.0, precision="float32"), len(pairs().vocabulary))
-        task(pairs().batch(slice(4)), 0)["loss"].backward()
-        without = {name for name, x in task.named_parameters() if x.grad is None}
+        step = Step(*build(SHRUNKEN.but(boxes=1.0, region_phrase=1.0), pairs().vocabulary), "float32")
+        step(pairs().batch(slice(4)), 0)["loss"].backward()
+        without = {name for name, x in step.named_parameters() if x.grad is None}
         assert without == set()
-        assert all(x.grad.isfinite().all() for x in task.parameters())
-        for part in ("encoder.image.swin.embeddings", "encoder.text.bert.embeddings.word"):
-            assert any(x.grad.abs().max() > 0 for name, x in task.named_parameters() if name.startswith(part))
+        assert all(x.grad.isfinite().all() for x in step.parameters())
+        for part in ("model.image.swin.embeddings", "model.text.bert.embeddings.word"):
+            assert any(x.grad.abs().max() > 0 for name, x in step.named_parameters() if name.startswith(part))
 
     def test_it_is_judged_in_the_pixels_of_the_scenes(self):
         scenes = data.load("scenes", "test", 6)
-        task = Task(SHRUNKEN.but(boxes=1.0), len(scenes.pairs.vocabulary)).eval()
-        assert task.encoder.encode_image(scenes.pairs.images).patch == 64 / 7
-        assert all(0 <= value <= 1 for value in evaluate(task, scenes, 0.3).values())
+        model, objective = build(SHRUNKEN.but(boxes=1.0), scenes.pairs.vocabulary)
+        assert model.eval().encode_image(scenes.pairs.images).patch == 64 / 7
+        assert all(0 <= value <= 1 for value in evaluate(model, scenes, objective, 0.3).values())
 
 
 @pytest.mark.usefixtures("library")
@@ -234,10 +244,12 @@ class TestEncoders:
         assert (other - encoder(words, spans))[0, 0].abs().max() > 1e-4
 
     def test_phrases_are_means_of_their_words(self):
-        model = DualEncoder(20, dim=8, text=BertEncoder(20, 64, 1)).eval().requires_grad_(False)
-        batch = Batch(torch.empty(0), torch.tensor([[3, 4, 5, 6]]), torch.tensor([[[1, 3]]]), torch.tensor([1]))
-        projected = model.text_projection(model.text(batch.words, batch.spans))[0, 1:3].mean(0)
-        assert_close(model.encode_text(batch).phrases[0, 0], projected / projected.norm(), 1e-5)
+        model = DualEncoder(ImageEncoder(8), BertEncoder(20, 64, 1), 8).eval().requires_grad_(False)
+        tokens, spans = torch.tensor([[3, 4, 5, 6]]), torch.tensor([[[1, 3]]])
+        projected = model.text_projection(model.text(tokens, spans))[0, 1:3].mean(0)
+        assert_close(
+            model.encode_text(tokens, spans, torch.tensor([1])).phrases[0, 0], projected / projected.norm(), 1e-5
+        )
 
     @pytest.mark.parametrize(
         ("value", "error", "message"),
@@ -253,7 +265,7 @@ class TestEncoders:
             SwinEncoder(32, (1,), 28)(value)
 
     def test_bad_words(self):
-        with pytest.raises(ValueError, match=r"words: expected shape \[B, L\], L at most 512, got \(1, 513\)"):
+        with pytest.raises(ValueError, match=r"tokens: expected shape \[B, L\], L at most 512, got \(1, 513\)"):
             BertEncoder(9, 64, 1)(torch.ones(1, 513, dtype=torch.int64), torch.zeros(1, 1, 2, dtype=torch.int64))
 
 
@@ -280,24 +292,24 @@ class TestWeights:
     def config(self, path):
         return SHRUNKEN.but(image_weights=str(path / "swin"), text_weights=str(path / "bert"), steps=1)
 
-    def test_a_task_begins_with_them(self, folders):
+    def test_a_model_begins_with_them(self, folders):
         path, swin, bert = folders
-        task = Task(self.config(path), 20)
-        for ours, theirs in ((task.encoder.image.swin, swin), (task.encoder.text.bert, bert)):
+        model, _ = build(self.config(path), 20)
+        for ours, theirs in ((model.image.swin, swin), (model.text.bert, bert)):
             want = theirs.state_dict()
             assert all(torch.equal(value, want[name]) for name, value in ours.state_dict().items())
             assert all(x.requires_grad for x in ours.parameters())
 
-    def test_a_checkpoint_does_not_need_the_folders_any_more(self, folders, monkeypatch):
+    def test_a_trained_model_does_not_need_the_folders_any_more(self, folders, monkeypatch):
         path, _, _ = folders
         few = dataclasses.replace(
-            pairs(), words=pairs().words.clamp(max=19), vocabulary=Vocabulary(list("abcdefghijklmnopqrs"))
+            pairs(), tokens=pairs().tokens.clamp(max=19), vocabulary=Vocabulary(list("abcdefghijklmnopqrs"))
         )
-        done = train(few, self.config(path), path=path / "run")
+        done = fit(few, self.config(path), path=path / "run")
         (path / "swin").rename(path / "away")
-        restored = checkpoint.load(path / "run").task()
-        assert restored.config == done.task.config
-        assert all(torch.equal(x, done.task.state_dict()[name]) for name, x in restored.state_dict().items())
+        restored = from_pretrained(path / "run")
+        assert restored.config == self.config(path)
+        assert all(torch.equal(x, done.model.state_dict()[name]) for name, x in restored.model.state_dict().items())
 
     def test_of_something_else(self, folders, tmp_path):
         path, _, _ = folders

@@ -9,7 +9,9 @@ from torch.nn.functional import normalize
 from loupe_ext import boxes_to_regions, region_interactions
 from loupe_ext.data import load
 from loupe_ext.losses import tsa_labels, tsa_loss
-from loupe_ext.train import Config, Task
+from loupe_ext.objective import TSA, Objective, ObjectiveConfig
+from loupe_ext.train import Config, build
+from loupe_ext.train.step import Step
 
 SIZES = torch.tensor([[4, 9, 2, 6], [5, 5, 3, 1]])
 LENGTHS = torch.tensor([4, 3])
@@ -20,8 +22,8 @@ def interactions(dtype=torch.float64):
 
 
 def naive_labels(values, sizes, literal):
-    worth = [v if literal else -v / n for v, n in zip(values.tolist(), sizes.tolist(), strict=True)]
-    return [(w - min(worth)) / (max(worth) - min(worth)) for w in worth]
+    scores = [v if literal else -v / n for v, n in zip(values.tolist(), sizes.tolist(), strict=True)]
+    return [(s - min(scores)) / (max(scores) - min(scores)) for s in scores]
 
 
 @pytest.mark.parametrize("literal", [False, True])
@@ -105,48 +107,47 @@ def test_bad_arguments(change, error, message):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"tsa_game": "pooled-cosine"},
-        {"tsa_game": "late-interaction"},
-        {"tsa_game": "pooled-cosine", "tsa_literal": True},
+        {"tsa.game": "pooled-cosine"},
+        {"tsa.game": "late-interaction"},
+        {"tsa.game": "pooled-cosine", "tsa.literal": True},
     ],
 )
 def test_in_training_it_reaches_the_region_head(changes):
     pairs = load("scenes", "train", 8).pairs
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        task = Task(Config(tsa=1.0, **changes), len(pairs.vocabulary))
+    step = Step(*build(Config().but(changes, tsa=1.0), pairs.vocabulary))
     batch = pairs.batch(slice(8))
-    losses = task(batch, 0)
-    again = task(batch, 0)
-    other = task(batch, 1)
+    losses = step(batch, 0)
+    again = step(batch, 0)
+    other = step(batch, 1)
     losses["tsa"].backward()
-    gradient = task.encoder.region_head.project.weight.grad
+    gradient = step.model.region_head.project.weight.grad
     assert gradient[4].abs().max() > 0  # of the confidences
     assert gradient[:4].abs().max() == 0  # the boxes themselves learn elsewhere
     assert torch.equal(losses["tsa"], again["tsa"])  # the draws are the step's own
-    assert torch.equal(losses["tsa"], other["tsa"]) == (changes["tsa_game"] == "late-interaction")
+    assert torch.equal(losses["tsa"], other["tsa"]) == (changes["tsa.game"] == "late-interaction")
 
 
 @pytest.mark.parametrize("game", ["pooled-cosine", "late-interaction"])
 def test_a_trusted_learner_predicts_most_images(game):
     pairs = load("scenes", "train", 8).pairs
-    task = Task(Config(tsa=1.0, tsa_source="unsil", tsa_game=game, unsil_check=8), len(pairs.vocabulary))
-    computing = Task(Config(tsa=1.0, tsa_game=game), len(pairs.vocabulary))
-    computing.load_state_dict(task.state_dict(), strict=False)
+    model, predicting = build(Config().but({"tsa.source": "unsil", "tsa.game": game}, tsa=1.0), pairs.vocabulary)
+    computing = Objective(tsa=TSA(weight=1.0, game=game))
 
-    def interactions(task, images):
+    def interactions(objective, images):
         batch = pairs.batch(images)
-        image, text = task.encoder.encode_image(batch.images), task.encoder.encode_text(batch)
-        return task.token_interactions(image, text, image.proposals(12, 0.5)[1], 0)[1]
+        image = model.encode_image(batch.images)
+        seen = objective.see(image, model.encode_text(batch.tokens, batch.spans, batch.phrase_lengths))
+        return objective.config.tsa.interactions(seen)[1]
 
-    first = interactions(task, slice(8))
+    first = interactions(predicting, slice(8))
     assert torch.equal(first.interactions, interactions(computing, slice(8)).interactions)
     assert first.metrics["computed"] == 1
-    task.tsa_unsil.error.fill_(0.0)
-    task.tsa_unsil.threshold = 2.0  # an untrained learner predicts 0, give or take 1
-    task.tsa_unsil.mean_square.fill_(1.0)
-    task.eval()
-    later = interactions(task, slice(8))
+    learner = predicting.learners["tsa"]
+    learner.error.fill_(0.0)
+    learner.threshold = 2.0  # an untrained learner predicts 0, give or take 1
+    learner.mean_square.fill_(1.0)
+    predicting.eval()
+    later = interactions(predicting, slice(8))
     assert later.metrics["computed"] == 1 / 8
     assert not later.interactions[:7].any()
     alone = interactions(computing, slice(7, 8)).interactions  # whose turn it is to be checked, after one step
@@ -155,13 +156,15 @@ def test_a_trusted_learner_predicts_most_images(game):
 
 def test_boxes_of_proposals_learn_from_the_region_losses():
     pairs = load("scenes", "train", 8).pairs
-    task = Task(Config(regions="proposals", boxes=0.0), len(pairs.vocabulary))
-    task(pairs.batch(slice(8)), 0)["region_phrase"].backward()
-    assert task.encoder.region_head.project.weight.grad[:4].abs().max() > 0
+    step = Step(*build(Config().but(regions="proposals", boxes=0.0), pairs.vocabulary))
+    step(pairs.batch(slice(8)), 0)["region_phrase"].backward()
+    assert step.model.region_head.project.weight.grad[:4].abs().max() > 0
 
 
-def test_config_names_a_wrong_choice():
-    with pytest.raises(ValueError, match=r"tsa_game: expected one of .*, got 'cosine'"):
-        Config(tsa_game="cosine")
+def test_settings_name_a_wrong_choice():
+    with pytest.raises(ValueError, match=r"^game: expected one of .*, got 'cosine'"):
+        TSA(game="cosine")
+    with pytest.raises(ValueError, match=r"^tsa.game: expected one of .*, got 'cosine'"):
+        ObjectiveConfig(tsa={"game": "cosine"})
     with pytest.raises(ValueError, match="regions: expected one of"):
-        Config(regions="boxes")
+        ObjectiveConfig(regions="boxes")

@@ -7,8 +7,10 @@ import torch
 from loupe_ext import data
 from loupe_ext.losses import late_interaction_similarity
 from loupe_ext.model import heat
+from loupe_ext.model.dual import DualEncoder
 from loupe_ext.model.regions import coverage
-from loupe_ext.train import Config, Task, checkpoint, train
+from loupe_ext.objective import Objective
+from loupe_ext.train import Config, build, fit, from_pretrained
 from loupe_ext.zeroshot import evaluate as evaluation
 from loupe_ext.zeroshot.grounding import (
     choose_proposals,
@@ -32,11 +34,17 @@ def scenes() -> data.Grounded:
     return data.load("scenes", "test", 20)
 
 
-def task(**changes: float) -> Task:
-    config = Config(width=16, dim=16, batch=8, train_size=8, proposals=6, **changes)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Task(config, len(scenes().pairs.vocabulary)).eval()
+SMALL = Config().but(width=16, dim=16, batch_size=8, train_size=8, proposals=6)
+
+
+def built(**changes: object) -> tuple[DualEncoder, Objective]:
+    model, objective = build(SMALL.but(changes), scenes().pairs.vocabulary)
+    return model.eval(), objective
+
+
+def judged(scenes: data.Grounded, threshold: float = 0.5, **changes: object) -> dict[str, float]:
+    model, objective = built(**changes)
+    return evaluation.evaluate(model, scenes, objective, threshold)
 
 
 def true_boxes() -> torch.Tensor:
@@ -272,33 +280,48 @@ class TestEvaluate:
     def test_measures_what_its_docstring_says(self, changes, keys):
         if keys & DETECTION:
             pytest.importorskip("faster_coco_eval")
-        metrics = evaluation.evaluate(task(**changes), scenes(), 0.5)
+        metrics = judged(scenes(), **changes)
         assert set(metrics) == keys
         assert all(name in evaluation.evaluate.__doc__ for name in keys)
         assert all(0 <= value <= 1 for value in metrics.values())
         assert metrics["i2t_r1"] <= metrics["i2t_r5"]
         assert metrics["acc50"] <= metrics["acc30"]
 
+    def test_any_model_that_gives_features_is_judged(self):
+        """Without a region head, a vocabulary or an objective; the metrics are those of the model it stands for."""
+        inner = built()[0]
+
+        class Plain(torch.nn.Module):
+            def encode_image(self, images):
+                return dataclasses.replace(inner.encode_image(images), boxes=None, confidence=None, weights=None)
+
+            def encode_text(self, tokens, spans, phrase_lengths):
+                return inner.encode_text(tokens, spans, phrase_lengths)
+
+        metrics = evaluation.evaluate(Plain(), scenes(), threshold=0.5)
+        assert metrics == judged(scenes(), **NO_BOXES)
+        with pytest.raises(TypeError, match="model: expected one with encode_image and encode_text, got Linear"):
+            evaluation.evaluate(torch.nn.Linear(2, 2), scenes())
+
     @pytest.mark.parametrize("changes", [{}, LATE], ids=["cmc", "late-interaction"])
     def test_does_not_depend_on_its_batches(self, changes, monkeypatch):
-        whole, model = evaluation.encode(task(**changes), scenes()), task(**changes)
-        parts = evaluation.encode(model, scenes(), batch=7)
+        model, objective = built(**changes)
+        whole, parts = evaluation.encode(model, scenes()), evaluation.encode(model, scenes(), batch_size=7)
+        pooled = objective.config.cmc.weight > 0
         assert len(parts.images) == 3
         assert torch.equal(parts.boxes, whole.boxes)
         torch.testing.assert_close(parts.heat, whole.heat)
-        for x, y in zip(evaluation.similarities(model, parts), evaluation.similarities(model, whole), strict=True):
+        for x, y in zip(evaluation.similarities(parts, pooled), evaluation.similarities(whole, pooled), strict=True):
             torch.testing.assert_close(x, y)
 
     def test_similarities_are_of_images_by_texts(self):
-        model = task(**LATE)
-        seen = evaluation.encode(model, scenes(), batch=7)
+        seen = evaluation.encode(built()[0], scenes(), batch_size=7)
         patches = torch.cat([x.patches.flatten(1, 2) for x in seen.images])
-        words, lengths = (torch.cat([getattr(x, name) for x in seen.texts]) for name in ("words", "lengths"))
+        words, lengths = (torch.cat([getattr(x, name) for x in seen.texts]) for name in ("tokens", "lengths"))
         want = late_interaction_similarity(patches, words, None, lengths)
-        for x, y in zip(evaluation.similarities(model, seen), want, strict=True):
+        for x, y in zip(evaluation.similarities(seen, pooled=False), want, strict=True):
             torch.testing.assert_close(x, y)
-        seen = evaluation.encode(task(), scenes(), batch=7)
-        pooled = evaluation.similarities(task(), seen)
+        pooled = evaluation.similarities(seen)
         assert pooled[0][9, 2].item() == pytest.approx((seen.images[1].pooled[2] @ seen.texts[0].pooled[2]).item())
 
     def test_heat_on_the_true_boxes_grounds_every_phrase(self, monkeypatch):
@@ -310,10 +333,10 @@ class TestEvaluate:
             return coverage(done[-1], 16, 16).unflatten(-1, (16, 16))
 
         done = []
-        encode = functools.partial(evaluation.encode, batch=7)
+        encode = functools.partial(evaluation.encode, batch_size=7)
         monkeypatch.setattr(evaluation, "encode", encode)
         monkeypatch.setattr(heat, "heat_maps", maps)
-        metrics = evaluation.evaluate(task(**NO_BOXES), scenes(), 0.5)
+        metrics = judged(scenes(), **NO_BOXES)
         assert metrics["pointing"] == metrics["acc50"] == 1
         assert metrics["miou"] > 0.75
 
@@ -325,35 +348,33 @@ class TestEvaluate:
             boxes = scenes().boxes.nan_to_num(0).gather(1, order[..., None].expand(-1, -1, 4))
             return torch.zeros(20, 3, 16), boxes, torch.zeros(20, 3)
 
-        monkeypatch.setattr("loupe_ext.model.dual.ImageFeatures.proposals", proposals)
+        monkeypatch.setattr("loupe_ext.model.features.ImageFeatures.proposals", proposals)
         monkeypatch.setattr(evaluation.grounding, "choose_proposals", lambda *_: order.argsort(1))
-        metrics = evaluation.evaluate(task(), scenes(), 0.5)
+        metrics = judged(scenes())
         assert all(metrics[name] == 1 for name in PROPOSALS)
 
-    def test_words_that_are_not_the_tasks_are_refused(self):
-        model, pairs = task(), scenes().pairs
+    def test_words_that_are_not_the_models_are_refused(self):
+        model, pairs = built()[0], scenes().pairs
         words = list(pairs.vocabulary.words)
         model.vocabulary = data.Vocabulary([*words[:4], words[5], words[4], *words[6:]])
         for name, judge in (
-            ("scenes", lambda: evaluation.evaluate(model, scenes(), 0.5)),
+            ("scenes", lambda: evaluation.evaluate(model, scenes())),
             ("validation", lambda: evaluation.choose_threshold(model, scenes())),
         ):
             with pytest.raises(ValueError, match=f"{name}: .* id 5 to be {words[5]!r}, got {words[4]!r}"):
                 judge()
-        with pytest.raises(ValueError, match=f"words: expected 0 to {len(words)}, got"):
-            dataclasses.replace(pairs, words=pairs.words + len(pairs.vocabulary))
+        with pytest.raises(ValueError, match=f"tokens: expected 0 to {len(words)}, got"):
+            dataclasses.replace(pairs, tokens=pairs.tokens + len(pairs.vocabulary))
         batch = pairs.batch(slice(2))
-        beyond = dataclasses.replace(batch, words=batch.words + len(pairs.vocabulary))
-        with pytest.raises(ValueError, match=f"words: expected ids 0 to {len(words)} of the vocabulary, got"):
-            model.encoder.encode_text(beyond)
+        with pytest.raises(ValueError, match=f"tokens: expected ids 0 to {len(words)} of the vocabulary, got"):
+            model.encode_text(batch.tokens + len(pairs.vocabulary), batch.spans, batch.phrase_lengths)
 
-    def test_a_trained_task_knows_its_words(self, tmp_path):
+    def test_a_trained_model_knows_its_words(self, tmp_path):
         pytest.importorskip("safetensors")
-        config = Config(width=16, dim=16, batch=8, train_size=8, proposals=6, steps=1, **NO_BOXES)
         pairs = data.load("scenes", "train", 8).pairs
-        trained = train(pairs, config, path=tmp_path / "run").task
+        trained = fit(pairs, SMALL.but(NO_BOXES, steps=1), path=tmp_path / "run").model
         assert trained.vocabulary is pairs.vocabulary
-        assert checkpoint.load(tmp_path / "run").task().vocabulary.words == pairs.vocabulary.words
+        assert from_pretrained(tmp_path / "run").vocabulary.words == pairs.vocabulary.words
 
     def test_heat_that_is_not_finite_is_a_miss_of_its_own(self, monkeypatch):
         def maps(patches, phrases):
@@ -362,15 +383,15 @@ class TestEvaluate:
             return found
 
         monkeypatch.setattr(heat, "heat_maps", maps)
-        metrics = evaluation.evaluate(task(**NO_BOXES), scenes(), 0.5)
+        metrics = judged(scenes(), **NO_BOXES)
         n = len(true_boxes())
         assert metrics["pointing"] == metrics["acc50"] == pytest.approx((n - 1) / n)
 
     def test_a_phrase_without_a_true_box_is_left_out(self):
         boxes = scenes().boxes.clone()
         boxes[0, 0] = torch.nan
-        metrics = evaluation.evaluate(task(**NO_BOXES), dataclasses.replace(scenes(), boxes=boxes), 0.5)
-        whole = evaluation.evaluate(task(**NO_BOXES), scenes(), 0.5)
+        metrics = judged(dataclasses.replace(scenes(), boxes=boxes), **NO_BOXES)
+        whole = judged(scenes(), **NO_BOXES)
         assert metrics.pop("left_out") == 1
         assert set(metrics) == set(whole)
         n = len(true_boxes())
@@ -380,4 +401,4 @@ class TestEvaluate:
     def test_the_threshold_is_the_one_that_grounds_most(self, monkeypatch):
         boxes = lambda maps, threshold, patch: true_boxes() * (1 if threshold in (0.45, 0.6) else 9)  # noqa: E731
         monkeypatch.setattr(heat, "heat_boxes", boxes)
-        assert evaluation.choose_threshold(task(), scenes()) == 0.45  # the first of the best
+        assert evaluation.choose_threshold(built()[0], scenes()) == 0.45  # the first of the best

@@ -310,6 +310,8 @@ class PairBatches:
         return {"step": self.step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        if not isinstance(state, dict) or "step" not in state:
+            raise TypeError(f"state: expected one of state_dict, got {shown(state)}")
         self.step = check_int("step", state["step"], 0, sys.maxsize)
 
 

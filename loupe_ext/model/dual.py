@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from loupe_ext._checks import check_int, check_tensor
+from loupe_ext._checks import check_int, check_lengths, check_tensor
 from loupe_ext._dtypes import at_least_float32
 from loupe_ext.model.features import ImageFeatures, TextFeatures
 from loupe_ext.model.regions import RegionHead
@@ -73,6 +73,7 @@ class DualEncoder(nn.Module):
             check_tokens(tokens, self.vocabulary_size)
         mask = tokens != 0
         features = at_least_float32(self.text(tokens, spans))
+        check_lengths("phrase_lengths", phrase_lengths, tokens.shape[:1], tokens.device)
         with torch.autocast(features.device.type, enabled=False):
             projected = self.text_projection(features) * mask[..., None]
             member = phrase_of_words(spans, tokens.shape[1])

@@ -6,6 +6,15 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from loupe_ext._checks import (
+    check_device,
+    check_features,
+    check_floating,
+    check_lengths,
+    check_number,
+    check_same,
+    check_tensor,
+)
 from loupe_ext.model.regions import box_features, propose
 
 
@@ -52,6 +61,40 @@ class TextFeatures:
     def phrase_mask(self) -> Tensor:
         """[B, P] booleans, the phrases that there are."""
         return torch.arange(self.phrases.shape[1], device=self.phrases.device) < self.phrase_lengths[:, None]
+
+
+def check_pairs(image: object, text: object) -> None:
+    """Raise unless these are features of as many images and captions, of the shapes that they should have.
+
+    No value is read.
+    """
+    if not isinstance(image, ImageFeatures) or not isinstance(text, TextFeatures):
+        got = f"{type(image).__name__} and {type(text).__name__}"
+        raise TypeError(f"image, text: expected ImageFeatures and TextFeatures, got {got}")
+    named = {f"image.{name}": x for name, x in vars(image).items()}
+    named |= {f"text.{name}": x for name, x in vars(text).items()}
+    first = check_features("image.pooled", image.pooled, "Bd")
+    for name, dims in {
+        "image.patches": "Bhwd",
+        "text.pooled": "Bd",
+        "text.tokens": "BLd",
+        "text.phrases": "BPd",
+    }.items():
+        value = check_features(name, named[name], dims)
+        check_same(name, value, "image.pooled", first, {"B": (0, 0), "d": (value.dim() - 1, 1)})
+    B, h, w, _ = image.patches.shape
+    for name, shape in {"weights": (B, h, w), "boxes": (B, h * w, 4), "confidence": (B, h * w)}.items():
+        value = named[f"image.{name}"]
+        if value is not None:
+            check_tensor(f"image.{name}", value)
+            check_floating(f"image.{name}", value)
+            check_device(f"image.{name}", value, "image.pooled", first)
+            if value.shape != shape:
+                raise ValueError(f"image.{name}: expected shape {shape}, got {tuple(value.shape)}")
+    for name in ("image.lengths", "text.lengths", "text.phrase_lengths"):
+        if named[name] is not None or name != "image.lengths":
+            check_lengths(name, named[name], first.shape[:1], first.device)
+    check_number("image.patch", image.patch, 0, above=True)
 
 
 @runtime_checkable

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from loupe_ext._checks import check_device, check_features, check_scale
+from loupe_ext._checks import check_features, check_number, check_same, length_mask
 from loupe_ext._dtypes import at_least_float32, directions
 from loupe_ext.model.features import ImageFeatures, TextFeatures
 from loupe_ext.objective.objective import Objective
@@ -47,6 +47,8 @@ class LoupeLoss(nn.Module):
         max_logit_scale: float = 60.0,
     ) -> None:
         super().__init__()
+        fsa_temperature = check_number("fsa_temperature", fsa_temperature, 0, above=True)
+        max_logit_scale = check_number("max_logit_scale", max_logit_scale, 0, above=True)
         self.objective = Objective(
             cmc=cmc,
             region_phrase=region_phrase,
@@ -87,14 +89,16 @@ class LoupeLoss(nn.Module):
             TypeError, ValueError: an argument has the wrong type, shape or value.
         """
         self.objective.bound()  # the last step's result
-        for name, value, dims in (("images", images, "Bd"), ("texts", texts, "Bd"), ("regions", regions, "BMd")):
+        check_features("images", images, "Bd")
+        for name, value, dims in (("texts", texts, "Bd"), ("regions", regions, "BMd"), ("phrases", phrases, "BNd")):
             check_features(name, value, dims)
-        check_features("phrases", phrases, "BNd")
-        for name, value in (("texts", texts), ("regions", regions), ("phrases", phrases)):
-            check_device(name, value, "images", images)
-        if logit_scale is not None:
-            logit_scale = check_scale(logit_scale, images.device, "logit_scale")
+            check_same(name, value, "images", images, {"B": (0, 0), "d": (len(dims) - 1, 1)})
         images, texts, regions, phrases = (directions(at_least_float32(x)) for x in (images, texts, regions, phrases))
+        for name, lengths, value in (
+            ("region_lengths", region_lengths, regions),
+            ("phrase_lengths", phrase_lengths, phrases),
+        ):
+            length_mask(name, lengths, value, 1)
         if phrase_lengths is None:
             phrase_lengths = torch.full((len(phrases),), phrases.shape[1], device=phrases.device)
         return self.objective(

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loupe_ext._checks import check_int
+from loupe_ext._checks import check_int, check_number, check_scale, shown
 from loupe_ext._distributed import place
 from loupe_ext._settings import Settings, setting
 from loupe_ext.losses import contrast_gate
-from loupe_ext.model.features import ImageFeatures, TextFeatures
+from loupe_ext.model.features import ImageFeatures, TextFeatures, check_pairs
 from loupe_ext.objective.seen import Seen
 from loupe_ext.objective.terms import CMC, FSA, TSA, Boxes, LateInteraction, RegionPhrase, SparseGrouping, Term
 from loupe_ext.unsil import Unsil
@@ -75,6 +75,7 @@ class LogitScale(nn.Module):
 
     def __init__(self, start: float, cap: float) -> None:
         super().__init__()
+        start, cap = check_number("start", start, 0, above=True), check_number("cap", cap, 0, above=True)
         self.log = nn.Parameter(torch.tensor([start]).log())  # [1]: FSDP shards no parameter without dimensions
         self.cap = cap
 
@@ -118,17 +119,18 @@ class Objective(nn.Module):
         **terms: Any,
     ) -> None:
         super().__init__()
+        if config is not None and not isinstance(config, ObjectiveConfig):
+            raise TypeError(f"config: expected an ObjectiveConfig, got {type(config).__name__}")
         if config is None:
             off = {name: term.but(weight=0.0) for name, term in ObjectiveConfig().terms.items()}
             config = ObjectiveConfig(**{**off, **terms})
         elif terms:
             config = config.but(terms)
-        if not isinstance(config, ObjectiveConfig):
-            raise TypeError(f"config: expected an ObjectiveConfig, got {type(config).__name__}")
+        dim = None if dim is None else check_int("dim", dim, 1, 2**31 - 1)
         self.config, self.seed = config, check_int("seed", seed, 0, 2**32 - 1)
         self.terms: dict[str, Term] = {name: term for name, term in config.terms.items() if term.weight}
         self.extra = nn.ModuleDict()
-        for name, term in (extra or {}).items():
+        for name, term in _own_terms(extra, config).items():
             self.terms[name] = term
             if isinstance(term, nn.Module):
                 self.extra[name] = term
@@ -195,15 +197,17 @@ class Objective(nn.Module):
 
     def see(self, image: ImageFeatures, text: TextFeatures, **options: Any) -> Seen:
         """What the terms look at; the options are those of a call."""
-        if not isinstance(image, ImageFeatures) or not isinstance(text, TextFeatures):
-            got = f"{type(image).__name__} and {type(text).__name__}"
-            raise TypeError(f"image, text: expected ImageFeatures and TextFeatures, got {got}")
+        check_pairs(image, text)
+        for name in ("step", "first"):
+            options[name] = check_int(name, options.get(name, 0), 0, 2**32 - 1)
         scale = options.pop("logit_scale", None)
+        if scale is not None:
+            scale = torch.as_tensor(check_scale(scale, image.pooled.device, "logit_scale"), device=image.pooled.device)
         return Seen(
             self.config,
             image,
             text,
-            self.logit_scale() if scale is None else torch.as_tensor(scale, device=image.pooled.device).reshape(()),
+            self.logit_scale() if scale is None else scale,
             self.local_logit_scale(),
             seed=self.seed,
             learners=dict(self.learners.items()),  # type: ignore[arg-type]
@@ -214,3 +218,20 @@ class Objective(nn.Module):
         """Keep the inverse temperatures within their caps: before the first step, and after each."""
         self.logit_scale.bound()
         self.local_logit_scale.bound()
+
+
+def _own_terms(extra: object, config: ObjectiveConfig) -> dict[str, Term]:
+    """Terms of one's own that have a weight, if each is a term, and has a name of its own."""
+    if extra is not None and not isinstance(extra, Mapping):
+        raise TypeError(f"extra: expected a mapping of names to terms, got {shown(extra)}")
+    found: dict[str, Term] = dict(extra or {})
+    taken = {*config.terms, "loss", "gate", *dir(nn.ModuleDict)}
+    for name, term in found.items():
+        if not isinstance(name, str) or not name.isidentifier() or name in taken:
+            raise ValueError(f"extra: expected names of their own, got {shown(name)}")
+        if not callable(getattr(term, "loss", None)) or not hasattr(term, "gated") or not hasattr(term, "contrasts"):
+            raise TypeError(
+                f"extra: expected terms with weight, gated, contrasts and loss, got {shown(term)} for {name}"
+            )
+        check_number(f"extra: weight of {name}", getattr(term, "weight", None), 0)
+    return {name: term for name, term in found.items() if term.weight}

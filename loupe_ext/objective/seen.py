@@ -31,6 +31,7 @@ class Seen:
     group: Any = None  # of the processes that hold the rest of it
     learners: dict[str, Unsil] = field(default_factory=dict)
     estimates: dict[str, Estimate] = field(default_factory=dict)
+    gradient: bool = field(default_factory=torch.is_grad_enabled)  # of what is kept, whoever asks for it first
 
     @property
     def batch_size(self) -> int:
@@ -44,16 +45,20 @@ class Seen:
     @cached_property
     def proposals(self) -> tuple[Tensor, Tensor, Tensor]:
         """Features [B, M, d], boxes [B, M, 4] and confidence [B, M] of the model's proposals."""
-        return self.image.proposals(self.config.proposals, self.config.overlap)
+        with torch.set_grad_enabled(self.gradient):
+            return self.image.proposals(self.config.proposals, self.config.overlap)
 
     @cached_property
     def regions(self) -> Tensor:
         """[B, M, d], those that are matched with phrases."""
-        if self.config.regions == "proposals":
-            return self.proposals[0]
-        if self.config.regions == "windows":
-            return window_features(self.image.patches, self.config.window, self.config.window_stride)
-        return self.patches
+        if self.image.lengths is not None and self.config.regions != "patches":
+            raise ValueError(f"image: expected equally many patches, for {self.config.regions}, got lengths")
+        with torch.set_grad_enabled(self.gradient):
+            if self.config.regions == "proposals":
+                return self.proposals[0]
+            if self.config.regions == "windows":
+                return window_features(self.image.patches, self.config.window, self.config.window_stride)
+            return self.patches
 
     @property
     def region_lengths(self) -> Tensor | None:

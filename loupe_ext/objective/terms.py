@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from loupe_ext import losses, region_interactions
+from loupe_ext._checks import check_same, check_tensor
 from loupe_ext._distributed import place
 from loupe_ext._settings import Settings, setting
 from loupe_ext.model.heat import heat_boxes, heat_maps, sharpened
@@ -103,6 +104,8 @@ class SparseGrouping(Settings):
     contrasts: ClassVar[bool] = False
 
     def loss(self, seen: Seen) -> Tensor:
+        if seen.image.lengths is not None:
+            raise ValueError("image: expected equally many patches, for sparse_grouping, got lengths")
         return losses.sparse_grouping_loss(seen.patches, seen.text.tokens, seen.local_logit_scale, seen.text.lengths)
 
 
@@ -269,6 +272,8 @@ class Boxes(Settings):
             if self.colour:
                 if seen.images is None:
                     raise ValueError("images: expected the pixels, for the colours of pseudo boxes, got None")
+                check_tensor("images", seen.images)
+                check_same("images", seen.images, "image.patches", image.patches, {"B": (0, 0)})
                 maps = sharpened(maps, seen.images[few].repeat_interleave(heat.shape[1], 0), self.colour)
             targets = heat_boxes(maps, self.threshold, image.patch * heat.shape[2] / maps.shape[1])
             targets = targets.view(*heat.shape[:2], 4).masked_fill(~text.phrase_mask[few][..., None], 0)

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from loupe_ext._checks import check_flag, check_int
 from loupe_ext.data.pairs import Vocabulary
 from loupe_ext.model.dual import DualEncoder
 from loupe_ext.model.image import ImageEncoder
@@ -26,7 +27,9 @@ def build(config: Config, vocabulary: Vocabulary | int, pretrained: bool = True)
     if not isinstance(config, Config):
         raise TypeError(f"config: expected a Config, got {type(config).__name__}")
     m = config.model
-    size = vocabulary if isinstance(vocabulary, int) else len(vocabulary)
+    known = vocabulary if isinstance(vocabulary, Vocabulary) else None
+    size = check_int("vocabulary", vocabulary, 1, 2**31 - 1) if known is None else len(known)
+    pretrained = check_flag("pretrained", pretrained)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         image: nn.Module
@@ -41,5 +44,5 @@ def build(config: Config, vocabulary: Vocabulary | int, pretrained: bool = True)
             text = TextEncoder(size, m.width)
         model = DualEncoder(image, text, m.dim)
         objective = Objective(config.objective, dim=m.dim, seed=config.seed)
-    model.vocabulary = None if isinstance(vocabulary, int) else vocabulary
+    model.vocabulary = known
     return model, objective

@@ -118,11 +118,13 @@ def train(
         raise TypeError(f"model: expected a module with encode_image and encode_text, got {type(model).__name__}")
     if not isinstance(objective, Objective):
         raise TypeError(f"objective: expected an Objective, got {type(objective).__name__}")
-    if not isinstance(batches, Iterable):
+    if not isinstance(batches, Iterable) or isinstance(batches, Tensor):
         raise TypeError(f"batches: expected an iterable of Batch, got {type(batches).__name__}")
     optim = OptimConfig() if optim is None else optim
     if not isinstance(optim, OptimConfig):
         raise TypeError(f"optim: expected an OptimConfig, got {type(optim).__name__}")
+    if config is not None and not isinstance(config, Config):
+        raise TypeError(f"config: expected a Config, got {type(config).__name__}")
     for name, call in (("report", report), ("validate", validate)):
         if call is not None and not callable(call):
             raise TypeError(f"{name}: expected None or a callable, got {type(call).__name__}")

@@ -107,8 +107,10 @@ def read(path: Path) -> list[dict[str, float]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             values = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(values, dict) and isinstance(values.get("step"), int):
-            found.append({name: math.nan if value is None else value for name, value in values.items()})
+        if isinstance(values, dict) and type(values.get("step")) is int:
+            numbers = {name: math.nan if value is None else value for name, value in values.items()}
+            if all(type(value) in (int, float) for value in numbers.values()):
+                found.append(numbers)
     return found

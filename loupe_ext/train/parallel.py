@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.functional import pad
 
-from loupe_ext._checks import check_choice
+from loupe_ext._checks import as_device, check_choice, check_number
 from loupe_ext.data.batch import Batch
 
 PARALLEL = ("ddp", "fsdp")
@@ -24,7 +24,8 @@ def processes(device: torch.device | str = "cpu", timeout: float = 600.0) -> Ite
     Without torchrun, or where they are joined already, only the device. A process that waits for another longer than
     `timeout` seconds raises.
     """
-    device = torch.device(device)
+    device = as_device("device", device)
+    timeout = check_number("timeout", timeout, 0, 1e9, above=True)
     if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     if "WORLD_SIZE" not in os.environ or distributed.is_initialized():

@@ -38,8 +38,21 @@ class Pretrained(NamedTuple):
 def save_pretrained(folder: str | os.PathLike[str], model: nn.Module, objective: Objective, config: Config) -> None:
     """Write a model, and the temperatures of its objective, to a folder: what `from_pretrained` reads.
 
-    Each file is replaced in one piece. Raises OSError; ImportError without safetensors.
+    Each file is replaced in one piece.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, or the configuration is not the objective's.
+        OSError: the folder cannot be written. ImportError: safetensors is missing.
     """
+    for name, value, kind in (
+        ("model", model, nn.Module),
+        ("objective", objective, Objective),
+        ("config", config, Config),
+    ):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
+    if config.objective != objective.config:
+        raise ValueError("config: expected that of the objective, got another one")
     tensors = {f"model.{name}": x for name, x in model.state_dict().items()}
     tensors |= {f"objective.{name}": x for name, x in objective.state_dict().items()}
     save(check_path("folder", folder), tensors, config.flat(), model, None)

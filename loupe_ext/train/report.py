@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 
+from loupe_ext._checks import check_choice
 from loupe_ext.data.pairs import Pairs
 from loupe_ext.extras import needs
 from loupe_ext.train import parallel
 from loupe_ext.train.build import build
 from loupe_ext.train.config import Config
 from loupe_ext.train.metrics import Progress
+
+TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 def summary(config: Config, pairs: Pairs, device: torch.device) -> str:
@@ -57,6 +60,7 @@ def reporter(path: Path, config: Config, to: str | None = None) -> Iterator[Call
 def _tracker(path: Path, config: Config, to: str | None) -> tuple[Callable[[Progress], None], Callable[[], Any]]:
     if to is None:
         return lambda progress: None, lambda: None
+    check_choice("to", to, TRACKERS)
     with needs(to):
         if to == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter

@@ -109,6 +109,8 @@ def evaluate(
     Raises:
         TypeError, ValueError: an argument has the wrong type or value, or the scenes have other words than the model.
     """
+    if objective is not None and not isinstance(objective, Objective):
+        raise TypeError(f"objective: expected an Objective, got {type(objective).__name__}")
     seen = encode(model, scenes)
     config = ObjectiveConfig() if objective is None else objective.config
     metrics = recalls(*similarities(seen, config.cmc.weight > 0))
