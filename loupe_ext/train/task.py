@@ -136,7 +136,7 @@ class Task(nn.Module):
                 patches[chosen],
                 words[chosen],
                 masks[chosen],
-                game=c.tsa_game,
+                game=c.tsa_game,  # type: ignore[arg-type]
                 text_lengths=None if lengths is None else lengths[chosen],
                 num_samples=c.tsa_samples,
                 seed=c.seed * 1_000_003 + step,
