@@ -1,12 +1,15 @@
 """The distributions of the coalitions that the interaction indices average over."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+Index = Literal["shapley", "banzhaf"]
 
-def size_weights(players: int, index: str, p: float) -> Tensor:
+
+def size_weights(players: int, index: Index, p: float) -> Tensor:
     """float64 [players + 1]: the distribution of the size of a coalition of the other players, 0 to `players`."""
     if index == "shapley":
         return torch.full((players + 1,), 1 / (players + 1), dtype=torch.float64)

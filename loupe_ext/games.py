@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from loupe_ext._checks import check_floating, check_index, check_int, check_names, check_tensor
-from loupe_ext._indices import size_weights
+from loupe_ext._indices import Index, size_weights
 from loupe_ext.ops import pairwise_interactions, shapley_values
 
 
@@ -35,7 +35,7 @@ class Game(ABC):
     def value_function(self, coalitions: Tensor) -> Tensor:
         """Values of coalitions, masks bool [S, n] on the CPU, as a floating tensor [S] on any device."""
 
-    def exact(self, index: str = "shapley", p: float = 0.5) -> Tensor | None:
+    def exact(self, index: Index = "shapley", p: float = 0.5) -> Tensor | None:
         """Interactions of all pairs in closed form, float64 [n, n], values on the diagonal; None if unknown."""
         return None
 
@@ -59,7 +59,7 @@ class Game(ABC):
         return found.double().cpu()
 
 
-def closed_form(game: Game, index: str, p: float) -> Tensor | None:
+def closed_form(game: Game, index: Index, p: float) -> Tensor | None:
     """What `game.exact` returns, once it is sure to be a matrix of the game's players."""
     known = game.exact(index, p)
     if known is not None:
@@ -105,7 +105,7 @@ class MaxMean(_Scores):
         rows = _mean_of_max(self.scores, regions, phrases)
         return (rows + _mean_of_max(self.col_scores.T, phrases, regions)) / 2
 
-    def exact(self, index: str = "shapley", p: float = 0.5) -> Tensor:
+    def exact(self, index: Index = "shapley", p: float = 0.5) -> Tensor:
         scores = self.scores, self.col_scores
         pairs = pairwise_interactions(*scores, pairs="all", index=index, p=p)
         return pairs + torch.diag(torch.cat(shapley_values(*scores, index=index, p=p)))
@@ -129,7 +129,7 @@ class MaxSim(_Scores):
         regions, phrases = coalitions.tensor_split([self.scores.shape[0]], 1)
         return _mean_of_max(self.scores.T, phrases, regions) * phrases.sum(1)
 
-    def exact(self, index: str = "shapley", p: float = 0.5) -> Tensor:
+    def exact(self, index: Index = "shapley", p: float = 0.5) -> Tensor:
         pairs = pairwise_interactions(self.scores, pairs="all", game="maxsim", index=index, p=p)
         return pairs + torch.diag(torch.cat(shapley_values(self.scores, game="maxsim", index=index, p=p)))
 
@@ -155,7 +155,7 @@ class LateInteraction(_Scores):
         covered = torch.where(coalitions[..., None], self.scores, -torch.inf).amax(1).mean(1)
         return torch.where(coalitions.any(1), (means + covered) / 2, 0.0)
 
-    def exact(self, index: str = "shapley", p: float = 0.5) -> Tensor:
+    def exact(self, index: Index = "shapley", p: float = 0.5) -> Tensor:
         """Of a word's maximum, the gain x brings to a coalition of m others is, on average,
 
             Psi(x) = e x + sum over the others u_r below x, r their rank, of (x - u_r) f_r

@@ -1,23 +1,27 @@
 """Interactions of a game, by the best way it has."""
 
+from typing import Literal, get_args
+
 import torch
 
 from loupe_ext._checks import check_choice, check_index, check_int
+from loupe_ext._indices import Index
 from loupe_ext.explain.aggregate import aggregate
-from loupe_ext.explain.plan import plan
+from loupe_ext.explain.plan import Design, plan
 from loupe_ext.explain.results import Interactions
 from loupe_ext.games import Game, closed_form
 
-METHODS = ("auto", "closed form", "stratified", "bernoulli", "permutation")
+Method = Literal["auto", "closed form", "stratified", "bernoulli", "permutation"]
+METHODS = get_args(Method)
 
 
 def interactions(
     game: Game,
     *,
     order: int = 2,
-    index: str = "shapley",
+    index: Index = "shapley",
     p: float = 0.5,
-    method: str = "auto",
+    method: Method = "auto",
     budget: int = 2**14,
     seed: int = 0,
     control: Game | None = None,
@@ -45,10 +49,10 @@ def interactions(
     check_index(index, p)
     check_choice("method", method, METHODS)
     known = closed_form(game, index, p) if method in ("auto", "closed form") else None
-    if known is None and method == "closed form":
-        raise ValueError(f"method: expected another than 'closed form', which {type(game).__name__} does not have")
     if known is None:
-        design = "stratified" if method == "auto" else method
+        if method == "closed form":
+            raise ValueError(f"method: expected another than 'closed form', which {type(game).__name__} does not have")
+        design: Design = "stratified" if method == "auto" else method
         planned = plan(game.n, budget, index=index, p=p, design=design, seed=seed)
         values = torch.cat([game(planned.masks(part)) for part in planned.split(1 + len(planned) // 2**14)])
         found = aggregate(planned, values, control=control, players=list(game.players), progress=progress)

@@ -8,17 +8,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from loupe_ext._checks import check_flag, check_index, check_int
-from loupe_ext._indices import size_weights
+from loupe_ext._indices import Index, size_weights
 from loupe_ext._io import write
 from loupe_ext.ops import pack_coalitions, sample_coalitions, sample_permutations, unpack_coalitions
 from loupe_ext.ops.coalitions import MAX_PLAYERS
 
-DESIGNS = ("stratified", "bernoulli", "permutation")
+Design = Literal["stratified", "bernoulli", "permutation"]
+DESIGNS = get_args(Design)
 LEAST = 4  # coalitions of a size that is sampled, so that half of them with their complements still have a variance
 SEEN = 12  # coalitions with each pattern of a pair wanted of a size that is sampled, so that hardly any has none
 NEGLIGIBLE = 1e-12  # a size's part in the result below which it is left out: far sizes, for a Banzhaf index
@@ -47,9 +49,9 @@ class Plan:
 
     n: int
     budget: int
-    index: str = "shapley"
+    index: Index = "shapley"
     p: float = 0.5
-    design: str = "stratified"
+    design: Design = "stratified"
     pairs: tuple[tuple[int, int], ...] | None = None
     seed: int = 0
     antithetic: bool = True
@@ -101,9 +103,9 @@ def plan(
     n: int,
     budget: int,
     *,
-    index: str = "shapley",
+    index: Index = "shapley",
     p: float = 0.5,
-    design: str = "stratified",
+    design: Design = "stratified",
     pairs: Sequence[tuple[int, int]] | None = None,
     seed: int = 0,
     antithetic: bool = True,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from loupe_ext._checks import check_device, check_floating, check_index, check_int, check_names, check_tensor
+from loupe_ext._indices import Index
 from loupe_ext._io import write
 from loupe_ext.extras import needs
 
@@ -38,7 +39,7 @@ class Interactions:
     value_errors: Tensor
     pair_errors: Tensor | None
     players: tuple[str, ...]
-    index: str = "shapley"
+    index: Index = "shapley"
     p: float = 0.5
     method: str = "exact, closed form"
     evaluations: int = 0
@@ -99,9 +100,15 @@ class Interactions:
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and lists."""
         tensors = {name: None if (x := getattr(self, name)) is None else x.tolist() for name in _TENSORS}
-        rest = {"players": list(self.players), "index": self.index, "p": self.p}
-        rest |= {"method": self.method, "evaluations": self.evaluations, "baseline": self.baseline.tolist()}
-        return {**rest, **tensors}
+        return {
+            "players": list(self.players),
+            "index": self.index,
+            "p": self.p,
+            "method": self.method,
+            "evaluations": self.evaluations,
+            "baseline": self.baseline.tolist(),
+            **tensors,
+        }
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> "Interactions":

@@ -1,5 +1,7 @@
 """A batch of games as the ops that read one take it: scores of regions with phrases, lengths, law and kind."""
 
+from typing import Literal, get_args
+
 from torch import Tensor
 
 import loupe_ext._C as _C
@@ -14,7 +16,8 @@ from loupe_ext._checks import (
 from loupe_ext.ops._native import address, dense_lengths, dtype_name, resolve_backend
 
 MAX_ENTRIES = 2**28  # of one problem's scores, padded; the CPU kernels' sort keys carry an entry's offset in 28 bits
-GAMES = ("max-mean", "maxsim")
+GameName = Literal["max-mean", "maxsim"]
+GAMES = get_args(GameName)
 
 
 def batch_of(

@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+from typing import Literal, get_args
 
 import torch
 
 import loupe_ext._C as _C
 
-BACKENDS = ("auto", "cpu", "cuda", "triton")
+Backend = Literal["auto", "cpu", "cuda", "triton"]
+BACKENDS = get_args(Backend)
 
 
 def has_triton() -> bool:

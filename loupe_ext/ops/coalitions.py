@@ -7,7 +7,8 @@ from torch import Tensor
 
 import loupe_ext._C as _C
 from loupe_ext._checks import as_device, check_flag, check_index, check_int, check_tensor
-from loupe_ext.ops._native import address, current_stream, resolve_backend
+from loupe_ext._indices import Index
+from loupe_ext.ops._native import Backend, address, current_stream, resolve_backend
 from loupe_ext.ops._register import register
 
 MAX_PLAYERS = 1024
@@ -19,14 +20,14 @@ def sample_coalitions(
     num_problems: int | None = None,
     *,
     seed: int = 0,
-    index: str = "shapley",
+    index: Index = "shapley",
     p: float = 0.5,
     stratified: bool = False,
     antithetic: bool = True,
     first_problem: int = 0,
     first_sample: int = 0,
     device: torch.device | str = "cpu",
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> Tensor:
     r"""Random coalitions under the law of an interaction index, as packed bits.
 
@@ -90,7 +91,7 @@ def sample_permutations(
     first_problem: int = 0,
     first_sample: int = 0,
     device: torch.device | str = "cpu",
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> Tensor:
     """Uniform random permutations of the players 0..n-1 (Fisher and Yates' shuffle); see `sample_coalitions`.
 

@@ -7,7 +7,15 @@ from torch import Tensor
 
 import loupe_ext._C as _C
 from loupe_ext._checks import check_floating, check_int, check_tensor
-from loupe_ext.ops._native import address, current_stream, dense_lengths, dtype_name, on_device, resolve_backend
+from loupe_ext.ops._native import (
+    Backend,
+    address,
+    current_stream,
+    dense_lengths,
+    dtype_name,
+    on_device,
+    resolve_backend,
+)
 from loupe_ext.ops._register import register
 from loupe_ext.ops.coalitions import MAX_PLAYERS
 
@@ -18,7 +26,7 @@ def coalition_moments(
     n: int,
     *,
     offsets: Tensor | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> Tensor:
     r"""For every pair of players, the sum of the values of the coalitions that hold both.
 

@@ -1,14 +1,15 @@
 """Exact region-phrase interactions of the late-interaction (max-mean) game."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 import loupe_ext._C as _C
 from loupe_ext._checks import check_choice, check_index, check_like
-from loupe_ext.ops._games import Games, batch_of, check_games
-from loupe_ext.ops._native import address, current_stream, on_device, resolve_backend
+from loupe_ext._indices import Index
+from loupe_ext.ops._games import GameName, Games, batch_of, check_games
+from loupe_ext.ops._native import Backend, address, current_stream, on_device, resolve_backend
 from loupe_ext.ops._register import register
 from loupe_ext.ops.sides import sides
 
@@ -19,11 +20,11 @@ def pairwise_interactions(
     *,
     region_lengths: Tensor | None = None,
     phrase_lengths: Tensor | None = None,
-    index: str = "shapley",
+    index: Index = "shapley",
     p: float = 0.5,
-    pairs: str = "cross",
-    game: str = "max-mean",
-    backend: str = "auto",
+    pairs: Literal["cross", "all"] = "cross",
+    game: GameName = "max-mean",
+    backend: Backend = "auto",
 ) -> Tensor:
     r"""Interaction of every region with every phrase, or of all pairs of players, exactly, at the price of a sort.
 

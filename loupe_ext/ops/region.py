@@ -1,7 +1,7 @@
 """Interactions of regions of an image: LOUPE's token level."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from loupe_ext._checks import (
     is_mapped,
 )
 from loupe_ext._dtypes import no_autocast
-from loupe_ext.ops._native import resolve_backend
+from loupe_ext._indices import Index
+from loupe_ext.ops._native import Backend, resolve_backend
 from loupe_ext.ops._region import region_maxima, region_walks
 from loupe_ext.ops.coalitions import (
     MAX_PLAYERS,
@@ -37,9 +38,9 @@ def region_interactions(
     text: Tensor,
     regions: Tensor,
     *,
-    game: str = "pooled-cosine",
+    game: Literal["pooled-cosine", "late-interaction"] = "pooled-cosine",
     text_lengths: Tensor | None = None,
-    index: str = "shapley",
+    index: Index = "shapley",
     p: float = 0.5,
     num_samples: int = 256,
     standard_error: float | None = None,
@@ -47,7 +48,7 @@ def region_interactions(
     seed: int = 0,
     antithetic: bool = True,
     first_problem: int = 0,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     r"""How much the patches of each region gain or lose by acting as one (LOUPE, Li et al., NeurIPS 2022, section 3.2).
 
@@ -227,7 +228,7 @@ def _walked(
     at_once: int,
     wanted: float | None,
     most: int,
-    backend: str,
+    backend: Backend,
     start: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
     """Interactions and standard errors [B, R], of `at_once` samples more until the errors are as wanted or `most`."""
@@ -252,7 +253,7 @@ def _walked(
     return tuple(torch.where(finite, x, torch.full_like(x, torch.nan)) for x in results)  # type: ignore[return-value]
 
 
-def _orders(a: Tensor, samples: int, p: float | None, backend: str, **start: Any) -> Tensor:
+def _orders(a: Tensor, samples: int, p: float | None, backend: Backend, **start: Any) -> Tensor:
     """Who joins at each step of each walk, int32 [B, samples, n]; -1 is nobody."""
     B, n = a.shape
     if p is None:

@@ -7,8 +7,9 @@ from torch import Tensor
 
 import loupe_ext._C as _C
 from loupe_ext._checks import check_index, check_like
-from loupe_ext.ops._games import MAX_ENTRIES, Games, batch_of, check_games
-from loupe_ext.ops._native import address, current_stream, on_device, resolve_backend
+from loupe_ext._indices import Index
+from loupe_ext.ops._games import MAX_ENTRIES, GameName, Games, batch_of, check_games
+from loupe_ext.ops._native import Backend, address, current_stream, on_device, resolve_backend
 from loupe_ext.ops._register import register
 
 
@@ -18,10 +19,10 @@ def shapley_values(
     *,
     region_lengths: Tensor | None = None,
     phrase_lengths: Tensor | None = None,
-    index: str = "shapley",
+    index: Index = "shapley",
     p: float = 0.5,
-    game: str = "max-mean",
-    backend: str = "auto",
+    game: GameName = "max-mean",
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     r"""The value of every region and of every phrase in a late-interaction score, exactly, at the price of a sort.
 
