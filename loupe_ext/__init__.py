@@ -17,11 +17,11 @@ from loupe_ext.ops import (
 )
 
 if TYPE_CHECKING:
-    from loupe_ext import data, games, losses, model, phrases, train, unsil, zeroshot
+    from loupe_ext import data, games, losses, model, objective, phrases, train, unsil, zeroshot
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = ("data", "games", "losses", "model", "phrases", "train", "unsil", "zeroshot")
+_SUBPACKAGES = ("data", "games", "losses", "model", "objective", "phrases", "train", "unsil", "zeroshot")
 
 __all__ = [
     "Interactions",
@@ -35,6 +35,7 @@ __all__ = [
     "interactions",
     "losses",
     "model",
+    "objective",
     "pack_coalitions",
     "pairwise_interactions",
     "phrases",

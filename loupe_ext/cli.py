@@ -6,15 +6,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
-from dataclasses import fields
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import loupe_ext
 from loupe_ext._checks import check_choice, shown
 from loupe_ext._io import check_writable, write
-from loupe_ext.extras import needs, require
+from loupe_ext.extras import require
 
+REPORTERS = ("tensorboard", "wandb", "trackio")
 MOST = 10_000_000  # of whatever is counted on the command line: more fits no memory
 DEMO = ("faster-coco-eval", "matplotlib", "pillow", "pyyaml", "rich", "safetensors", "scikit-learn", "scipy")
 
@@ -81,8 +82,8 @@ def _add_demo(command: argparse.ArgumentParser) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from loupe_ext.demo import rows, runs, table
-    from loupe_ext.demo.report import TITLES, write_report
+    from loupe_experiments import rows, runs, table
+    from loupe_experiments.report import TITLES, write_report
 
     start = time.perf_counter()
     require(*DEMO)
@@ -108,7 +109,7 @@ def _add_ablate(command: argparse.ArgumentParser) -> None:
 
 
 def _ablate(options: argparse.Namespace) -> int:
-    from loupe_ext.demo.ablation import Ablation
+    from loupe_experiments.ablation import Ablation
 
     chosen = {name: tuple(getattr(options, name)) for name in ("data", "rows") if getattr(options, name)}
     ablation = Ablation(
@@ -126,83 +127,97 @@ def _ablate(options: argparse.Namespace) -> int:
 
 
 def _add_train(command: argparse.ArgumentParser) -> None:
-    command.add_argument("out", type=Path, help="checkpoint file; an interrupted run goes on from it")
-    command.add_argument("changes", nargs="*", metavar="name=value", help="changes to the configuration: seed=1 fsa=0")
+    command.add_argument("out", type=Path, help="folder of the run; an interrupted one goes on from it")
+    command.add_argument(
+        "changes",
+        nargs="*",
+        metavar="name=value",
+        help="changes to the configuration: seed=1 fsa=0 fsa.temperature=0.1",
+    )
     source = command.add_mutually_exclusive_group()
     source.add_argument("--preset", default="tiny", metavar="NAME", help="tiny (the default), small or paper")
     source.add_argument("--config", type=Path, metavar="FILE", help="YAML file of the configuration, no preset")
     command.add_argument("--device", default="cpu", help="where to train: cpu (the default), cuda, cuda:1, ...")
     command.add_argument("--save-every", type=_count, default=200, metavar="STEPS", help="default: 200, and at the end")
     command.add_argument("--extend", action="store_true", help="go on with a checkpoint of fewer steps")
-    command.add_argument("--tensorboard", type=Path, metavar="DIR", help="write the losses there")
+    command.add_argument(
+        "--log-every", type=_count, default=10, metavar="STEPS", help="readings of the losses; default: 10"
+    )
+    command.add_argument(
+        "--validate-every", type=_count, metavar="STEPS", help="zero-shot metrics of validation scenes"
+    )
+    command.add_argument("--parallel", choices=("ddp", "fsdp"), default="ddp", help="under torchrun; default: ddp")
+    command.add_argument("--report-to", choices=REPORTERS, metavar="NAME", help=f"also {', '.join(REPORTERS)}")
 
 
 def _train(options: argparse.Namespace) -> int:
     import signal
 
     from loupe_ext.data import DATASETS, load
-    from loupe_ext.train import Config, Interrupted, check_run, train
-    from loupe_ext.train.loop import Progress
+    from loupe_ext.train import Config, Interrupted, check_run, fit, parallel, processes
+    from loupe_ext.train.report import reporter, summary
 
     config = Config.load(options.config) if options.config else Config.preset(options.preset)
-    config = config.but(**dict(_change(text) for text in options.changes))
-    check_choice("data", config.data, DATASETS)
-    check_run(config, options.device, options.out)
-    with needs("rich"):
-        from loupe_ext.demo.display import Display
-    writer = None
-    if options.tensorboard:
-        with needs("tensorboard"):
-            from torch.utils.tensorboard import SummaryWriter
-        writer = SummaryWriter(options.tensorboard)
-    pairs = load(config.data, "train", config.train_size).pairs
-    with Display(1, 0) as display:
-
-        def report(progress: Progress) -> None:
-            display.update(options.out.name, "training", progress)
-            if writer is not None:
-                for name, value in progress.losses.items():
-                    writer.add_scalar(f"loss/{name}", value, progress.step)
-
-        try:
-            train(
-                pairs,
-                config,
-                device=options.device,
-                path=options.out,
-                save_every=options.save_every,
-                report=report,
-                extend=options.extend,
-            )
-        except Interrupted as interruption:
-            if interruption.signal != signal.SIGTERM:
-                raise
-            print(f"loupe: {interruption}", file=sys.stderr)  # preempted, with everything kept
-        finally:
-            if writer is not None:
-                writer.close()
+    config = config.but(dict(_change(text) for text in options.changes))
+    check_choice("dataset", config.data.dataset, DATASETS)
+    with processes(options.device) as device:
+        check_run(config, device, options.out)
+        pairs = load(config.data.dataset, "train", config.data.train_size).pairs
+        main = parallel.rank() == 0
+        with reporter(options.out, config, options.report_to) if main else nullcontext() as report:
+            if main:
+                print(summary(config, pairs, device), file=sys.stderr)
+            try:
+                trained = fit(
+                    pairs,
+                    config,
+                    device=device,
+                    path=options.out,
+                    save_every=options.save_every,
+                    log_every=options.log_every,
+                    validate=_validation(config) if options.validate_every else None,
+                    validate_every=options.validate_every or 0,
+                    report=report,
+                    extend=options.extend,
+                    parallel_by=options.parallel,
+                )
+            except Interrupted as interruption:
+                if interruption.signal != signal.SIGTERM:
+                    raise
+                print(f"loupe: {interruption}", file=sys.stderr)  # preempted, with everything kept
+                return 0
+        if main:
+            pace = f"{1000 * trained.seconds_per_step:.0f} ms per step"
+            print(f"{config.optim.steps} steps, {pace}; the model is in {options.out}", file=sys.stderr)
     return 0
 
 
+def _validation(config: Any) -> Callable[..., dict[str, float]]:
+    from loupe_ext.data import load
+    from loupe_ext.zeroshot.evaluate import evaluate
+
+    scenes = load(config.data.dataset, "validation", 200)
+    return lambda model, objective: evaluate(model, scenes, objective)
+
+
 def _add_evaluate(command: argparse.ArgumentParser) -> None:
-    command.add_argument("checkpoint", type=Path)
+    command.add_argument("folder", type=Path, help="of a run, or of a model")
     command.add_argument("--scenes", type=_count, default=1000)
     command.add_argument("--data", metavar="NAME", help="data set; default: the one it was trained on")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from loupe_ext.data import DATASETS, load
-    from loupe_ext.train import checkpoint
+    from loupe_ext.train import from_pretrained
     from loupe_ext.zeroshot.evaluate import choose_threshold, evaluate
 
     require("faster-coco-eval", "scipy")
-    found = checkpoint.load(options.checkpoint)
-    data = options.data or found.config.data
+    model, objective, config = from_pretrained(options.folder)
+    data = options.data or config.data.dataset
     check_choice("--data", data, DATASETS)
-    task = found.task()
     test = load(data, "test", options.scenes)
-    threshold = choose_threshold(task, load(data, "validation", max(1, options.scenes // 2)))
-    for name, value in evaluate(task, test, threshold).items():
+    threshold = choose_threshold(model, load(data, "validation", max(1, options.scenes // 2)))
+    for name, value in evaluate(model, test, objective, threshold).items():
         print(f"{name:16} {value:.4f}")
 
 
@@ -213,7 +228,7 @@ COMMANDS: dict[
     "demo": (_add_demo, _demo, "train and compare all rows of the table, and write a report"),
     "ablate": (_add_ablate, _ablate, "train every objective on every data set, and write tables and a plot"),
     "train": (_add_train, _train, "train one model on an embedded data set"),
-    "evaluate": (_add_evaluate, _evaluate, "evaluate a checkpoint on test scenes"),
+    "evaluate": (_add_evaluate, _evaluate, "evaluate a model on test scenes"),
 }
 
 
@@ -224,18 +239,10 @@ def _count(text: str) -> int:
 
 
 def _change(text: str) -> tuple[str, Any]:
-    """A name and a value of the type that `Config` has for it; `Config` knows the names."""
-    from loupe_ext.train import Config
+    """A name and a value, which `Config` checks."""
+    from loupe_ext.train.yaml import plain
 
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"changes: expected name=value, got {shown(text)}")
-    kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(Config)}
-    kind = kinds.get(name, str)
-    if kind is bool:
-        check_choice(name, value, ("true", "false"))
-        return name, value == "true"
-    try:
-        return name, kind(value)
-    except ValueError:
-        raise ValueError(f"{name}: expected {kind.__name__}, got {shown(value)}") from None
+    return name, plain(value)

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 # Of each package, the module that it is imported as, and the extra of pyproject.toml that installs it.
 PACKAGES = {
     "faster-coco-eval": ("faster_coco_eval", "detection"),
+    "huggingface_hub": ("huggingface_hub", "hub"),
     "matplotlib": ("matplotlib", "plot"),
     "pillow": ("PIL", "data"),
     "pyyaml": ("yaml", "train"),
@@ -19,7 +20,9 @@ PACKAGES = {
     "spacy": ("spacy", "phrases"),
     "tensorboard": ("tensorboard", "tensorboard"),
     "tokenizers": ("tokenizers", "paper"),
+    "trackio": ("trackio", "trackio"),
     "transformers": ("transformers", "paper"),
+    "wandb": ("wandb", "wandb"),
     "webdataset": ("webdataset", "data"),
 }
 

@@ -1,6 +1,7 @@
 """The command `loupe`: options in any order, faults found before the work, messages of one line."""
 
 import argparse
+import functools
 import io
 import signal
 import subprocess
@@ -13,23 +14,28 @@ import loupe_ext
 from loupe_ext import cli
 from loupe_ext.cli import main
 from loupe_ext.extras import PACKAGES
-from loupe_ext.train import Config, Progress, checkpoint
+from loupe_ext.train import Config, Progress, checkpoint, from_pretrained
 from tests.test_demo import METRICS
 
 for package in ("faster_coco_eval", "rich", "safetensors", "sklearn", "tensorboard", "yaml"):
     pytest.importorskip(package)
 
-TINY = ("steps=3", "train_size=64", "batch=8", "width=16", "dim=16")
+TINY = ("steps=3", "train_size=64", "batch_size=8", "width=16", "dim=16")
 
 
 def test_train_then_evaluate(tmp_path, capsys):
     config = tmp_path / "run.yaml"
-    config.write_text("steps: 3\ntrain_size: 64\nbatch: 8\nwidth: 16\ndim: 16\n")
-    path = tmp_path / "run.safetensors"
+    config.write_text("optim:\n  steps: 3\n  batch_size: 8\ntrain_size: 64\nwidth: 16\ndim: 16\n")
+    path = tmp_path / "run"
     command = ["train", str(path), "seed=3", "fsa=0.5", "--config", str(config)]
-    assert main([*command, "--tensorboard", str(tmp_path / "board")]) == 0
-    assert list((tmp_path / "board").iterdir())
-    assert "run.safetensors: step 1/3  loss" in capsys.readouterr().err  # which is no terminal
+    assert main([*command, "--report-to", "tensorboard", "--log-every", "1", "--validate-every", "2"]) == 0
+    assert list((path / "tensorboard").iterdir())
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0].endswith("64 pairs of scenes; terms: cmc 1, region_phrase 1, fsa 0.5, boxes 2")
+    assert shown[1] == "3 steps of 8 pairs on 1 x cpu"
+    assert any("run: step 1/3  loss" in line for line in shown)  # which is no terminal
+    assert shown[-1].startswith("3 steps, ")
+    assert '"validation/acc50"' in (path / "metrics.jsonl").read_text()
     assert main(["evaluate", str(path), "--scenes", "12"]) == 0
     printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
     assert set(METRICS) < set(printed)
@@ -45,15 +51,15 @@ def test_options_and_changes_in_any_order(tmp_path):
         )
     ):
         assert main(["train", *command]) == 0
-        found = checkpoint.load(tmp_path / str(i)).config
-        assert found == Config.preset("small").but(seed=1, steps=3, train_size=64, batch=8, width=16, dim=16)
+        found = from_pretrained(tmp_path / str(i)).config
+        assert found == Config.preset("small").but(seed=1, steps=3, train_size=64, batch_size=8, width=16, dim=16)
 
 
 def test_a_finished_run_goes_on_when_asked(tmp_path, capsys):
     path = str(tmp_path / "run")
     assert main(["train", path, *TINY]) == 0
     assert main(["train", path, *TINY, "steps=5"]) == 2
-    assert "steps: expected 3" in capsys.readouterr().err
+    assert "optim.steps: expected 3" in capsys.readouterr().err
     assert main(["train", path, *TINY, "steps=5", "--extend"]) == 0
     assert checkpoint.load(tmp_path / "run").step == 5
 
@@ -61,20 +67,20 @@ def test_a_finished_run_goes_on_when_asked(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (["evaluate", "nowhere.safetensors"], "nowhere.safetensors"),
-        (["evaluate", "."], "folder"),
-        (["train", "x.safetensors", "box_color=0"], "box_color (nearest: box_colour)"),
-        (["train", "x.safetensors", "seed"], "changes: expected name=value, got 'seed'"),
-        (["train", "x.safetensors", "steps=many"], "steps"),
-        (["train", "x.safetensors", "steps=1000000000000000"], "steps"),
-        (["train", "x.safetensors", "negatives=1"], "negatives"),
-        (["train", "x.safetensors", "batch=0"], "batch"),
-        (["train", "x.safetensors", "data=photos"], "data: expected"),
-        (["train", "x.safetensors", "--device", "cuda:77"], "device"),
-        (["train", ".", "seed=1"], "folder"),
+        (["evaluate", "nowhere"], "nowhere"),
+        (["evaluate", "."], "config.json"),
+        (["train", "x", "boxes.color=0"], "boxes.color (nearest: objective.boxes.colour)"),
+        (["train", "x", "seed"], "changes: expected name=value, got 'seed'"),
+        (["train", "x", "steps=many"], "steps"),
+        (["train", "x", "steps=1000000000000000"], "steps"),
+        (["train", "x", "negatives=1"], "negatives"),
+        (["train", "x", "batch_size=0"], "batch_size"),
+        (["train", "x", "dataset=photos"], "dataset: expected"),
+        (["train", "x", "--device", "cuda:77"], "device"),
+        (["train", "/dev/null", "seed=1"], "folder"),
         (["train", "/proc/nowhere/x", "seed=1"], "/proc/nowhere/x"),
-        (["train", "x.safetensors", "--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["train", "x.safetensors", "--config", "."], "."),
+        (["train", "x", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["train", "x", "--config", "."], "."),
         (["demo", "--out", "/proc/nowhere"], "--out"),
         (["ablate", "--out", "/dev/null/x"], "--out"),
     ],
@@ -175,7 +181,10 @@ def test_faults_of_our_own_keep_their_traceback(monkeypatch):
 def test_an_interrupted_run_is_kept_and_goes_on(sent, status, tmp_path):
     path = tmp_path / "run"
     command = [sys.executable, "-m", "loupe_ext", "train", str(path), *TINY, "steps=100000", "cmc=1", "region_phrase=0"]
-    process = subprocess.Popen([*command, "fsa=0", "boxes=0"], stderr=subprocess.PIPE, text=True)
+    command += ["fsa=0", "boxes=0", "--log-every", "1"]
+    # A shell's background job ignores SIGINT, and hands that down.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     assert process.stderr is not None
     while "step 1/" not in (line := process.stderr.readline()):
         assert line, "ended too early"
@@ -190,7 +199,7 @@ def test_an_interrupted_run_is_kept_and_goes_on(sent, status, tmp_path):
 def test_without_a_terminal_progress_is_lines_now_and_then(monkeypatch):
     from rich.console import Console
 
-    from loupe_ext.demo.display import Display
+    from loupe_ext.train.display import Display
 
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])

@@ -1,14 +1,15 @@
 """Configurations, and YAML from whoever wrote it."""
 
 import dataclasses
+import functools
 import math
 import typing
 
 import numpy as np
 import pytest
 
+from loupe_ext.objective import FSA, TSA
 from loupe_ext.train import Config
-from loupe_ext.train.config import ABOVE, BELOW, CHOICES, RANGES
 from tests.training import SMALL
 
 
@@ -19,14 +20,20 @@ class TestConfig:
             config.save(path)
             assert Config.load(path) == config
         assert Config.from_yaml("") == Config()
-        assert Config.from_yaml("steps: 5\ncmc: 2") == Config(steps=5, cmc=2)
+        assert Config.from_yaml("optim:\n  steps: 5\nobjective:\n  cmc: 2") == Config().but(steps=5, cmc=2)
+        assert Config.from_yaml("steps: 5\nfsa: {weight: 2, negatives: no}").objective.fsa == FSA(2.0, negatives=False)
 
     @pytest.mark.parametrize(
         ("text", "error", "message"),
         [
-            ("step: 5\nwidht: 3\nx: 1", ValueError, r"got step \(nearest: steps\), widht \(nearest: width\), x$"),
-            ("[1, 2]", ValueError, "config: expected a mapping of names to values, got list"),
-            ("hello", ValueError, "config: expected a mapping of names to values, got 'hello'"),
+            ("step: 5", ValueError, r"got step \(nearest: steps\)"),
+            ("optim: {widht: 3}", ValueError, r"config: expected names of its fields, got widht"),
+            ("weight: 1", ValueError, r"name of one field, got 'weight', which may be objective.cmc.weight, "),
+            ("optim: 3", ValueError, "config: expected names of its fields, got weight"),
+            ("objective: {fsa: [1]}", ValueError, "fsa: expected a single plain value, got list"),
+            ("a: {b: {c: {d: {e: 1}}}}", ValueError, "d: expected a single plain value, got mapping"),
+            ("[1, 2]", ValueError, "config: expected one mapping of names to values, got list"),
+            ("hello", ValueError, "config: expected one mapping of names to values, got 'hello'"),
             ("steps: 5.0", TypeError, "steps: expected int, got 5.0"),
             ("steps: true", TypeError, "steps: expected int, got True"),
             ("lr: true", TypeError, "lr: expected float, got True"),
@@ -36,15 +43,19 @@ class TestConfig:
             ("negatives: 1", TypeError, "negatives: expected bool, got 1"),
             ("name: 3", TypeError, "name: expected str, got 3"),
             ("precision: half", ValueError, "precision: expected .* got 'half'"),
-            ("fsa_source: best", ValueError, r"fsa_source: expected one of \('exact', .* got 'best'"),
-            ("unsil_targets: unsil", ValueError, r"unsil_targets: expected one of \('sampled', .* got 'unsil'"),
+            ("fsa.source: best", ValueError, r"source: expected one of \('exact', .* got 'best'"),
+            ("fsa.targets: unsil", ValueError, r"targets: expected one of \('sampled', .* got 'unsil'"),
             ("width: 10", ValueError, "width: expected a multiple of 4, got 10"),
-            ("scale: 61", ValueError, r"scale: expected at most scale_cap \(60.0\), got 61"),
-            ("scale: 101\nscale_cap: 200", ValueError, "scale: expected .* at most 100, got 101"),
-            ("{cmc: 0, region_phrase: 0, fsa: 0, boxes: 0}", ValueError, "cmc, .* boxes: expected one above 0"),
+            ("logit_scale: 61", ValueError, r"logit_scale: expected at most max_local_logit_scale \(60.0\), got 61"),
+            (
+                "logit_scale: 101\nmax_local_logit_scale: 200",
+                ValueError,
+                "logit_scale: .* at most 100, got 101",
+            ),
+            ("{cmc: 0, region_phrase: 0, fsa: 0, boxes: 0}", ValueError, "cmc, .* boxes: expected a weight above 0"),
             ("train_size: 63", ValueError, r"train_size: expected at least a batch \(64\), got 63"),
             ("lr: 1e-3\nlr: 1e-2", ValueError, r"config: expected each name once, got 'lr' again \(line 2\)"),
-            ("lr: 1\n---\nlr: 2", ValueError, "expected a single plain value, got mapping"),
+            ("lr: 1\n---\nlr: 2", ValueError, "expected one mapping of names to values, got mapping"),
             ("name: !!python/object:os.system x", ValueError, "name: expected a single plain value, got a tag"),
         ],
     )
@@ -52,27 +63,42 @@ class TestConfig:
         with pytest.raises(error, match=message):
             Config.from_yaml(text)
 
-    @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Config)])
+    @pytest.mark.parametrize("name", Config().flat())
     def test_every_field_has_a_range(self, name):
-        kind = type(getattr(Config(), name))
+        *head, leaf = name.split(".")
+        section = functools.reduce(getattr, head, Config())
+        (field,) = (x for x in dataclasses.fields(section) if x.name == leaf)
+        kind, limits = type(getattr(section, leaf)), field.metadata
         if kind is bool:
             bad: list[typing.Any] = [1, 0.0, "true", None]
         elif kind is str:
             bad = [3, None, ["tiny"], "a\nb", "\0", "a" * 5000]
-            bad += ["other"] if name in CHOICES else ["2-0", "", "2-x", "9999"] if name == "swin_depths" else []
+            bad += ["other"] if limits["choices"] else ["2-0", "", "2-x", "9999"] if leaf == "swin_depths" else []
         else:
-            least, most = RANGES[name]
+            least, most = limits["least"], limits["most"]
             bad = [least - 1, -1, math.nan, math.inf, -math.inf, 10**400, 10**5000, "1", None, True]
-            bad += [least] * (name in ABOVE) + [most] * (name in BELOW) + [most + 1] * (most < math.inf)
+            bad += [least] * limits["above"] + [most] * limits["below"] + [most + 1] * (most < math.inf)
             bad += [1.5] * (kind is int)
         for value in bad:
-            with pytest.raises((ValueError, TypeError), match=f"^{name}: expected .* got ") as caught:
-                Config().but(**{name: value})
+            with pytest.raises((ValueError, TypeError), match=f"{leaf}: expected .* got ") as caught:
+                Config().but({name: value})
             assert len(str(caught.value)) < 300
 
+    def test_names_find_their_section(self):
+        config = Config().but(
+            {"fsa.temperature": 0.5, "tsa": {"weight": 2, "literal": True}}, lr=1, fsa=0, regions="patches"
+        )
+        assert (config.objective.fsa.temperature, config.objective.fsa.weight) == (0.5, 0)
+        assert config.objective.tsa == TSA(2.0, literal=True)
+        assert (config.optim.lr, config.objective.regions) == (1, "patches")
+        assert Config().but({"objective.fsa": FSA(3.0)}).objective.fsa.weight == 3
+        assert set(Config().flat()) > {"optim.lr", "objective.fsa.weight", "seed", "data.dataset"}
+        assert Config().but(config.flat()) == config
+
     def test_numbers_of_any_library_are_kept_as_python_has_them(self):
-        config = Config(steps=np.int64(5), lr=np.float32(0.5), cmc=2)
-        assert (type(config.steps), type(config.lr), type(config.cmc)) == (int, float, float)
+        config = Config().but(steps=np.int64(5), lr=np.float32(0.5), cmc=2)
+        values = config.optim.steps, config.optim.lr, config.objective.cmc.weight
+        assert [type(value) for value in values] == [int, float, float]
         assert Config.from_yaml(config.to_yaml()) == config
 
     @pytest.mark.parametrize(
@@ -82,14 +108,14 @@ class TestConfig:
             ("lr: 3E-3\nclip: 1.", {"lr": 3e-3, "clip": 1}),
             ("lr: .5\nsteps: +7", {"lr": 0.5, "steps": 7}),
             ("train_size: 20_000\nseed: 010", {"train_size": 20_000, "seed": 10}),
-            ("negatives: no\nlearn_scale: False", {"negatives": False, "learn_scale": False}),
+            ("negatives: no\nlearn_logit_scale: False", {"negatives": False, "learn_logit_scale": False}),
             ("name: 2024-01-01  # a date\n", {"name": "2024-01-01"}),
             ("name: 'on'", {"name": "on"}),
             ("{cmc: 2, name: a}", {"cmc": 2.0, "name": "a"}),
         ],
     )
     def test_yaml_is_read_as_people_write_it(self, text, changes):
-        assert Config.from_yaml(text) == Config(**changes)
+        assert Config.from_yaml(text) == Config().but(changes)
 
     @pytest.mark.parametrize(
         "name", ["1e3", "08", "on", "~", ".nan", "1_0", "0x1", "1:30", "", " a ", "'", "é", "a: #b"]
@@ -131,5 +157,5 @@ class TestConfig:
             Config.load(tmp_path)
 
     def test_an_unknown_change_is_told_the_nearest(self):
-        with pytest.raises(ValueError, match=r"config: expected names of Config's fields, got step \(nearest: steps\)"):
+        with pytest.raises(ValueError, match=r"config: expected names of its fields, got step \(nearest: steps\)"):
             Config().but(step=3)

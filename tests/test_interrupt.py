@@ -21,7 +21,7 @@ from tests.training import SMALL, assert_identical, trained, uninterrupted
 # Forked after the imports and a first run, which take longer than all others.
 KILLED = """
 import os, random, signal, sys, time, torch
-from loupe_ext.train import Interrupted, train
+from loupe_ext.train import Interrupted, fit
 from tests.training import SMALL, scenes
 
 torch.set_num_threads(1)
@@ -30,7 +30,7 @@ pairs, generator = scenes().pairs, random.Random(int(sys.argv[1]))
 def start(path):
     if (child := os.fork()) == 0:
         try:
-            train(pairs, SMALL, path=path, save_every=1)
+            fit(pairs, SMALL, path=path, save_every=1)
         except Interrupted:
             os._exit(7)
         os._exit(0)
@@ -39,9 +39,9 @@ def start(path):
 def end(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
-train(pairs, SMALL, path="whole", save_every=1)
+fit(pairs, SMALL, path="whole", save_every=1)
 begun = time.monotonic()
-train(pairs, SMALL)
+fit(pairs, SMALL)
 took = time.monotonic() - begun
 seen = []
 for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
@@ -80,7 +80,7 @@ class TestSignals:
         with pytest.raises(KeyboardInterrupt) as caught:
             trained(path=tmp_path / "model", report=report)
         assert type(caught.value) is KeyboardInterrupt
-        assert list(tmp_path.iterdir()) == []
+        assert not list(tmp_path.rglob("*.safetensors"))
 
     def test_they_are_left_alone_where_they_are_ignored_or_in_another_thread(self, monkeypatch):
         want = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -113,13 +113,13 @@ class TestSignals:
     def test_a_run_killed_at_any_moments_ends_as_if_it_had_not_been(self, tmp_path):
         pytest.importorskip("safetensors")
         root = Path(__file__).parents[1]
-        environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'experiments'}", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", KILLED, str(random.SystemRandom().randrange(10**6))]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command[-1]}: {done.stderr[-2000:]}"
         whole, killed = (checkpoint.load(tmp_path / name) for name in ("whole", "killed"))
         assert whole.tensors.keys() == killed.tensors.keys()
-        for name in whole.tensors.keys() - {"seconds"}:
+        for name in whole.tensors:
             assert torch.equal(whole.tensors[name], killed.tensors[name]), (name, command[-1])
         assert {path.name for path in tmp_path.iterdir()} == {"whole", "killed"}
 
@@ -140,7 +140,7 @@ class TestCheckRun:
     def test_a_destination_that_cannot_be_written(self, tmp_path):
         (tmp_path / "file").write_text("x")
         for path, error, message in (
-            (tmp_path, OSError, "path: expected a file that can be written, got '.*' .it is a folder"),
+            (tmp_path / "file", OSError, "path: expected a folder, got .*file, which is a file"),
             (tmp_path / "file" / "model", OSError, "path: expected a file that can be written, got"),
             ("a\0b", ValueError, "path: expected a path without NUL"),
             (3, TypeError, r"path: expected a str or os.PathLike, got int"),
@@ -151,19 +151,18 @@ class TestCheckRun:
         ("module", "package", "changes"),
         [
             ("safetensors", "safetensors", {}),
-            ("yaml", "pyyaml", {}),
             ("scipy", "scipy", {}),
             ("transformers", "transformers", {"image_encoder": "swin"}),
             ("transformers", "transformers", {"text_encoder": "bert"}),
         ],
     )
     def test_a_package_that_is_missing(self, module, package, changes, tmp_path, monkeypatch):
-        for name in ("safetensors.torch", "yaml", "scipy.ndimage"):
+        for name in ("safetensors.torch", "scipy.ndimage"):
             pytest.importorskip(name)
         monkeypatch.setitem(sys.modules, module, None)
         self.refused(ImportError, f"{package} is needed here", SMALL.but(**changes), path=tmp_path / "model")
-        if package in ("safetensors", "pyyaml"):
-            assert check_run(SMALL).type == "cpu"  # that keeps nothing needs neither
+        if package == "safetensors":
+            assert check_run(SMALL).type == "cpu"  # that keeps nothing needs it not
         assert check_run(SMALL.but(boxes=0.0)).type == "cpu"
 
     @pytest.mark.parametrize(("name", "encoder"), [("image", "swin"), ("text", "bert")])

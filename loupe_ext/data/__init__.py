@@ -5,7 +5,8 @@ people's own files.
 import sys
 
 from loupe_ext._checks import check_choice, check_int
-from loupe_ext.data.pairs import Batch, Grounded, Pairs, Vocabulary
+from loupe_ext.data.batch import Batch
+from loupe_ext.data.pairs import Grounded, PairBatches, Pairs, Vocabulary
 from loupe_ext.data.pictures import BadPicture, read_picture
 from loupe_ext.data.shards import Shards
 from loupe_ext.data.sources import Listing, Sample, Skip, Skipped, Source, read_folder, read_table
@@ -18,6 +19,7 @@ __all__ = [
     "Batch",
     "Grounded",
     "Listing",
+    "PairBatches",
     "Pairs",
     "Sample",
     "Shards",

@@ -8,7 +8,7 @@ import sys
 import unicodedata
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from loupe_ext._checks import check_device, check_floating, check_int, check_names, check_range, check_tensor, shown
+from loupe_ext.data.batch import Batch
 from loupe_ext.extras import needs
 from loupe_ext.phrases.phrase import Chunker, check_text, tokens
 from loupe_ext.phrases.rules import chunk
@@ -110,31 +111,11 @@ def _spelling(word: str, lowercase: bool = True) -> str:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """All that training sees of a batch of B pairs. There is no place for a box in it.
-
-    Attributes:
-        images: [B, 3, H, W] uint8.
-        words: [B, L] int64, the captions' word ids, padded with 0.
-        spans: [B, P, 2] int64, where each noun phrase starts and ends (exclusive) in its caption; padded with 0, 0.
-        phrase_lengths: [B] int64, how many of the P phrases each caption has.
-    """
-
-    images: Tensor
-    words: Tensor
-    spans: Tensor
-    phrase_lengths: Tensor
-
-    def to(self, device: torch.device) -> "Batch":
-        return Batch(*(x.to(device) for x in (self.images, self.words, self.spans, self.phrase_lengths)))
-
-
-@dataclass(frozen=True)
 class Pairs:
     """n captioned images: the fields of `Batch` for all of them, and the vocabulary."""
 
     images: Tensor
-    words: Tensor
+    tokens: Tensor
     spans: Tensor
     phrase_lengths: Tensor
     vocabulary: Vocabulary
@@ -143,7 +124,7 @@ class Pairs:
         n = len(check_images(self.images))
         check_vocabulary(self.vocabulary)
         for name, value, shape in (
-            ("words", self.words, (n, None)),
+            ("tokens", self.tokens, (n, None)),
             ("spans", self.spans, (n, None, 2)),
             ("phrase_lengths", self.phrase_lengths, (n,)),
         ):
@@ -155,8 +136,8 @@ class Pairs:
                 raise ValueError(
                     f"{name}: expected int64 of shape [{expected}], got {value.dtype} {tuple(value.shape)}"
                 )
-        check_range("words", self.words, 0, len(self.vocabulary) - 1)
-        check_range("spans", self.spans, 0, self.words.shape[1])
+        check_range("tokens", self.tokens, 0, len(self.vocabulary) - 1)
+        check_range("spans", self.spans, 0, self.tokens.shape[1])
         check_range("phrase_lengths", self.phrase_lengths, 0, self.spans.shape[1])
 
     @classmethod
@@ -173,7 +154,7 @@ class Pairs:
         A caption without any noun phrase becomes one phrase as a whole, so that it has something to align.
 
             pairs = Pairs.from_captions(images, ["A dog chases two cats.", "the red door of a house"])
-            trained = train(pairs, Config(train_size=len(pairs)))
+            trained = fit(pairs, Config())
 
         Args:
             images: [n, 3, H, W] uint8. Captions: n of them, of one word or more each.
@@ -197,7 +178,7 @@ class Pairs:
     def fingerprint(self) -> dict[str, str]:
         """A line about each field, the same for the same content only: its dtype and shape, and a hash."""
         lines = {}
-        for name in ("images", "words", "spans", "phrase_lengths"):
+        for name in ("images", "tokens", "spans", "phrase_lengths"):
             value: Tensor = getattr(self, name)
             digest = hashlib.blake2b(digest_size=12)
             for rows in value.split(64):
@@ -208,14 +189,19 @@ class Pairs:
         return {**lines, "vocabulary": f"{len(self.vocabulary.words)} words {digest.hexdigest()}"}
 
     def batch(self, indices: Tensor | slice) -> Batch:
-        return Batch(self.images[indices], self.words[indices], self.spans[indices], self.phrase_lengths[indices])
+        """The pairs at these places."""
+        return Batch(self.images[indices], self.tokens[indices], self.spans[indices], self.phrase_lengths[indices])
+
+    def batches(self, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> "PairBatches":
+        """Batches without end, for `train`; see `PairBatches`."""
+        return PairBatches(self, batch_size, seed, rank, world_size)
 
     def caption(self, i: int) -> str:
-        return self.vocabulary.decode(self.words[i].tolist())
+        return self.vocabulary.decode(self.tokens[i].tolist())
 
     def phrases(self, i: int) -> list[str]:
         spans = self.spans[i, : self.phrase_lengths[i]].tolist()
-        return [self.vocabulary.decode(self.words[i, start:end].tolist()) for start, end in spans]
+        return [self.vocabulary.decode(self.tokens[i, start:end].tolist()) for start, end in spans]
 
 
 def check_images(images: object) -> Tensor:
@@ -243,7 +229,7 @@ def check_texts(name: str, texts: Sequence[str]) -> None:
 def encode_texts(
     name: str, texts: Sequence[str], vocabulary: Vocabulary, chunker: Chunker, longest: int = 60
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The `words`, `spans` and `phrase_lengths` of a `Batch`, of texts that errors call `name`; see `from_captions`."""
+    """`tokens`, `spans` and `phrase_lengths` of a `Batch`, of texts that errors call `name`; see `from_captions`."""
     check_texts(name, texts)
     check_vocabulary(vocabulary)
     if not callable(chunker):
@@ -276,6 +262,55 @@ def _encode(
         if first < after:  # else it is cut off, or BERT drops all its characters
             spans.append((first, after))
     return ids[:last] + ids[len(ids) - frame :], spans or [(frame, last)]
+
+
+class PairBatches:
+    """Batches of `Pairs` without end: a fresh permutation each epoch, a function of nothing but the seed and the step.
+
+    Args:
+        batch_size: of the global batch; what fills none is left out of an epoch.
+        rank, world_size: the process takes the rank-th of so many equal parts of each batch.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or value; or there are too few pairs.
+    """
+
+    def __init__(self, pairs: Pairs, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        if not isinstance(pairs, Pairs):
+            raise TypeError(f"pairs: expected Pairs, got {type(pairs).__name__}")
+        self.pairs, self.seed = pairs, check_int("seed", seed, 0, 2**32 - 1)
+        self.batch_size = check_int("batch_size", batch_size, 1, sys.maxsize)
+        self.world_size = check_int("world_size", world_size, 1, self.batch_size)
+        self.rank = check_int("rank", rank, 0, self.world_size - 1)
+        if self.batch_size % self.world_size:
+            raise ValueError(f"batch_size: expected a multiple of world_size ({world_size}), got {batch_size}")
+        if len(pairs) < self.batch_size:
+            raise ValueError(f"pairs: expected at least a batch of {batch_size}, got {len(pairs)}")
+        self.step = 0
+
+    def indices(self, step: int) -> Tensor:
+        """The pairs of this process in a step."""
+        epoch, at = divmod(step, len(self.pairs) // self.batch_size)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.pairs), generator=generator)
+        own = self.batch_size // self.world_size
+        start = at * self.batch_size + self.rank * own
+        return order[start : start + own]
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            self.step += 1
+            yield self.pairs.batch(self.indices(self.step - 1))
+
+    def fingerprint(self) -> dict[str, str]:
+        return self.pairs.fingerprint()
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next batch is."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.step = check_int("step", state["step"], 0, sys.maxsize)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class BertEncoder(nn.Module):
     """Word ids to one feature per id by BERT (Devlin et al., 2019), each word in the light of its whole caption.
 
     Args:
-        vocabulary: how many ids there are; `Vocabulary.read` has those of published weights.
+        vocabulary_size: how many ids there are; `Vocabulary.read` has those of published weights.
         width: channels, a multiple of 64, a head each.
         layers: of the transformer.
         weights: folder with the weights of such a BERT; None: random ones.
@@ -88,13 +88,15 @@ class BertEncoder(nn.Module):
         ImportError: `transformers` is not installed. ValueError, OSError: the weights are of something else.
     """
 
-    def __init__(self, vocabulary: int, width: int = 512, layers: int = 4, weights: Path | str | None = None) -> None:
+    def __init__(
+        self, vocabulary_size: int, width: int = 512, layers: int = 4, weights: Path | str | None = None
+    ) -> None:
         super().__init__()
         with needs("transformers"):
             from transformers import BertConfig, BertModel
-        self.width = width
+        self.vocabulary_size, self.width = vocabulary_size, width
         config = BertConfig(
-            vocab_size=vocabulary,
+            vocab_size=vocabulary_size,
             hidden_size=width,
             num_hidden_layers=layers,
             num_attention_heads=width // 64,
@@ -105,11 +107,11 @@ class BertEncoder(nn.Module):
         )
         self.bert = _build(BertModel, config, weights)
 
-    def forward(self, words: Tensor, spans: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, spans: Tensor) -> Tensor:
         """[B, L] int64, padded with 0 -> [B, L, width]; what stands at the padding means nothing. It needs no spans."""
-        if words.dim() != 2 or words.shape[1] > LONGEST:
-            raise ValueError(f"words: expected shape [B, L], L at most {LONGEST}, got {tuple(words.shape)}")
-        return self.bert(input_ids=words, attention_mask=(words != 0).long()).last_hidden_state
+        if tokens.dim() != 2 or tokens.shape[1] > LONGEST:
+            raise ValueError(f"tokens: expected shape [B, L], L at most {LONGEST}, got {tuple(tokens.shape)}")
+        return self.bert(input_ids=tokens, attention_mask=(tokens != 0).long()).last_hidden_state
 
 
 def swin_unit(stages: int) -> int:

@@ -24,7 +24,7 @@ def check_spans(spans: object) -> Tensor:
 
 
 class PhraseAttention(nn.Module):
-    """Self-attention with a learned bias a distance, in which the words of a phrase see only their own phrase.
+    """Self-attention with a learned bias per distance, in which the words of a phrase see only their own phrase.
 
     Words outside phrases ("above", "and") see the whole caption. So a phrase's features are those of the phrase alone,
     wherever it stands, and nothing leaks into them from its neighbours.
@@ -48,30 +48,33 @@ class PhraseAttention(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Word ids, padded with 0, to one feature a word, by one transformer layer."""
+    """Token ids, padded with 0, to one feature per token, by one transformer layer."""
 
-    def __init__(self, vocabulary: int, width: int = 64, heads: int = 4, reach: int = 8) -> None:
+    def __init__(self, vocabulary_size: int, width: int = 64, heads: int = 4, reach: int = 8) -> None:
         super().__init__()
-        self.width = width
-        self.embed = nn.Embedding(vocabulary, width)
+        self.vocabulary_size = check_int("vocabulary_size", vocabulary_size, 1, 2**31 - 1)
+        self.width = width = check_int("width", width, 1, 2**31 - 1)
+        self.embed = nn.Embedding(vocabulary_size, width)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
         self.attention = PhraseAttention(width, heads, reach)
         self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, words: Tensor, spans: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, spans: Tensor) -> Tensor:
         """[B, L] int64 and [B, P, 2] int64 -> [B, L, width]; what stands at the padding means nothing."""
-        check_tensor("words", words)
-        if words.dim() != 2 or 0 in words.shape:
-            raise ValueError(f"words: expected shape [B, L], got {tuple(words.shape)}")
-        if words.dtype != torch.int64:
-            raise TypeError(f"words: expected dtype int64, got {words.dtype}")
-        check_device("spans", check_spans(spans), "words", words)
-        if spans.shape[0] != words.shape[0]:
-            raise ValueError(f"spans: expected shape [{len(words)}, P, 2], got {tuple(spans.shape)}")
-        member = phrase_of_words(spans, words.shape[1])
+        check_tensor("tokens", tokens)
+        if tokens.dim() != 2 or 0 in tokens.shape:
+            raise ValueError(f"tokens: expected shape [B, L], got {tuple(tokens.shape)}")
+        if tokens.dtype != torch.int64:
+            raise TypeError(f"tokens: expected dtype int64, got {tokens.dtype}")
+        check_device("spans", check_spans(spans), "tokens", tokens)
+        if spans.shape[0] != tokens.shape[0]:
+            raise ValueError(f"spans: expected shape [{len(tokens)}, P, 2], got {tuple(spans.shape)}")
+        member = phrase_of_words(spans, tokens.shape[1])
         together = (member[..., None] & member[:, :, None]).any(1)
-        visible = together | (~member.any(1)[..., None] & (words != 0)[:, None])
-        visible |= torch.eye(words.shape[1], dtype=torch.bool, device=words.device)  # padding sees itself, not nothing
-        x = self.embed(words)
+        visible = together | (~member.any(1)[..., None] & (tokens != 0)[:, None])
+        visible |= torch.eye(
+            tokens.shape[1], dtype=torch.bool, device=tokens.device
+        )  # padding sees itself, not nothing
+        x = self.embed(tokens)
         x = x + self.attention(self.norm1(x), visible)
         return self.norm3(x + self.feed(self.norm2(x)))

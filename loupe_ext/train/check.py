@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from loupe_ext._checks import shown
-from loupe_ext._io import check_writable
+from loupe_ext._io import check_path, check_writable
 from loupe_ext.extras import require
 from loupe_ext.train.config import Config
 
@@ -14,7 +14,7 @@ from loupe_ext.train.config import Config
 def check_run(
     config: Config, device: torch.device | str = "cpu", path: str | os.PathLike[str] | None = None
 ) -> torch.device:
-    """The device, if a run of this configuration can start on it and keep its checkpoint at `path`.
+    """The device, if a run of this configuration can start on it and keep itself in the folder `path`.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type, or torch has no such device here.
@@ -23,29 +23,37 @@ def check_run(
     """
     if not isinstance(config, Config):
         raise TypeError(f"config: expected a Config, got {type(config).__name__}")
-    found = _device(device)
+    found = check_device_there(device)
+    model = config.model
     pretrained = [
         (name, weights)
         for name, weights, used in (
-            ("image_weights", config.image_weights, config.image_encoder == "swin"),
-            ("text_weights", config.text_weights, config.text_encoder == "bert"),
+            ("image_weights", model.image_weights, model.image_encoder == "swin"),
+            ("text_weights", model.text_weights, model.text_encoder == "bert"),
         )
         if used
     ]
-    require(
-        *(["transformers"] if pretrained else []),
-        *(["scipy"] if config.boxes else []),
-        *(["safetensors", "pyyaml"] if path is not None else []),
-    )
+    require(*(["transformers"] if pretrained else []), *(["scipy"] if config.objective.boxes.weight else []))
     for name, weights in pretrained:
         if weights and not Path(weights).is_dir():
             raise FileNotFoundError(f"{name}: expected a folder, got {shown(weights)}")
     if path is not None:
-        check_writable("path", path)
+        check_folder(path)
     return found
 
 
-def _device(device: torch.device | str) -> torch.device:
+def check_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder of a run, if a checkpoint can be kept in it."""
+    require("safetensors")
+    folder = check_path("path", path)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"path: expected a folder, got {folder}, which is a file")
+    check_writable("path", folder / "state.safetensors")
+    return folder
+
+
+def check_device_there(device: torch.device | str) -> torch.device:
+    """The device, if torch has it here."""
     try:
         torch.empty(1, device=device).cpu()
         return torch.device(device)

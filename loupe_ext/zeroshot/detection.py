@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,27 +18,28 @@ from loupe_ext._checks import (
     check_tensor,
 )
 from loupe_ext._dtypes import promoted
-from loupe_ext.data.pairs import Batch, Vocabulary, check_objects, check_texts, encode_texts
+from loupe_ext.data.pairs import Vocabulary, check_objects, check_texts, encode_texts
 from loupe_ext.extras import needs
-from loupe_ext.model.dual import DualEncoder
+from loupe_ext.model.features import VisionLanguageModel, device_of
 
 OVERLAPS = {"ap30": 0.3, "ap50": 0.5}
 
 
 @torch.no_grad()
-def encode_prompts(encoder: DualEncoder, prompts: Sequence[str], vocabulary: Vocabulary) -> Tensor:
+def encode_prompts(model: Any, prompts: Sequence[str], vocabulary: Vocabulary) -> Tensor:
     """The features of classes, [C, d] of length one: each prompt is read as a caption that is one noun phrase.
 
     Raises:
         TypeError, ValueError: there is no prompt, or one is no text, or has no word or one that the vocabulary lacks.
     """
-    if not isinstance(encoder, DualEncoder):
-        raise TypeError(f"encoder: expected a DualEncoder, got {type(encoder).__name__}")
+    if not isinstance(model, VisionLanguageModel):
+        raise TypeError(f"model: expected one with encode_image and encode_text, got {type(model).__name__}")
     check_texts("prompts", prompts)
     if not len(prompts):
         raise ValueError("prompts: expected a prompt or more, got none")
-    words, spans, lengths = encode_texts("prompts", prompts, vocabulary, lambda text: [])
-    return encoder.encode_text(Batch(torch.empty(0), words, spans, lengths)).phrases[:, 0]
+    tokens, spans, lengths = encode_texts("prompts", prompts, vocabulary, lambda text: [])
+    device = device_of(model)
+    return model.encode_text(tokens.to(device), spans.to(device), lengths.to(device)).phrases[:, 0]
 
 
 def score_detections(features: Tensor, confidence: Tensor, prompts: Tensor, scale: Tensor | float) -> Tensor:

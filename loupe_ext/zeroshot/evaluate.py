@@ -1,7 +1,8 @@
-"""All zero-shot metrics of a trained task on scenes with known boxes."""
+"""All zero-shot metrics of a trained model on scenes with known boxes."""
 
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,8 +11,9 @@ from loupe_ext._dtypes import promoted
 from loupe_ext.data.pairs import Grounded
 from loupe_ext.losses import late_interaction_similarity
 from loupe_ext.model import heat
-from loupe_ext.model.dual import ImageFeatures, TextFeatures, check_words
-from loupe_ext.train.task import Task
+from loupe_ext.model.dual import check_tokens
+from loupe_ext.model.features import ImageFeatures, TextFeatures, VisionLanguageModel, device_of
+from loupe_ext.objective import Objective, ObjectiveConfig
 from loupe_ext.zeroshot import detection, grounding
 from loupe_ext.zeroshot.retrieval import recalls
 
@@ -33,13 +35,15 @@ class Encoded:
 
 
 @torch.no_grad()
-def encode(task: Task, scenes: Grounded, batch: int = 200) -> Encoded:
-    """Raises TypeError, ValueError: there are no scenes, or their words are not those that the task knows."""
-    check_scenes(task, scenes)
+def encode(model: Any, scenes: Grounded, batch_size: int = 200) -> Encoded:
+    """Raises TypeError, ValueError: there are no scenes, or their words are not those that the model knows."""
+    check_scenes(model, scenes)
+    device = device_of(model)
     images, texts, maps = [], [], []
-    for start in range(0, len(scenes), batch):
-        part = scenes.pairs.batch(slice(start, start + batch))
-        image, text = task.encoder.encode_image(part.images), task.encoder.encode_text(part)
+    for start in range(0, len(scenes), batch_size):
+        part = scenes.pairs.batch(slice(start, start + batch_size)).to(device)
+        image = model.encode_image(part.images, **part.image_options)
+        text = model.encode_text(part.tokens, part.spans, part.phrase_lengths, **part.text_options)
         images.append(image)
         texts.append(text)
         maps.append(heat.heat_maps(image.patches, text.phrases)[text.phrase_mask])
@@ -47,29 +51,30 @@ def encode(task: Task, scenes: Grounded, batch: int = 200) -> Encoded:
     return Encoded(images, texts, torch.cat(maps), scenes.boxes[named])
 
 
-def check_scenes(task: Task, scenes: Grounded, name: str = "scenes") -> None:
-    """Raise unless there are scenes, of the very words, in the same order, that the task was trained on."""
-    if not isinstance(task, Task):
-        raise TypeError(f"task: expected a Task, got {type(task).__name__}")
+def check_scenes(model: Any, scenes: Grounded, name: str = "scenes") -> None:
+    """Raise unless there are scenes, of the very words, in the same order, that the model was trained on."""
+    if not isinstance(model, VisionLanguageModel):
+        raise TypeError(f"model: expected one with encode_image and encode_text, got {type(model).__name__}")
     if not isinstance(scenes, Grounded):
         raise TypeError(f"{name}: expected Grounded, got {type(scenes).__name__}")
     if not len(scenes):
         raise ValueError(f"{name}: expected one or more, got none")
-    given, known = scenes.pairs.vocabulary, task.vocabulary
-    count = task.encoder.vocabulary
-    check_words(scenes.pairs.words, count)
+    given, known = scenes.pairs.vocabulary, getattr(model, "vocabulary", None)
+    count = getattr(model, "vocabulary_size", None)
+    if count is not None:
+        check_tokens(scenes.pairs.tokens, count)
     if known is not None and given.words != known.words:
         pairs = zip_longest(known.words, given.words)
         i, (want, got) = next((i, pair) for i, pair in enumerate(pairs, start=1) if pair[0] != pair[1])
-        raise ValueError(f"{name}: expected the vocabulary that the task knows, id {i} to be {want!r}, got {got!r}")
-    if len(given) > count:
+        raise ValueError(f"{name}: expected the vocabulary that the model knows, id {i} to be {want!r}, got {got!r}")
+    if count is not None and len(given) > count:
         raise ValueError(f"{name}: expected a vocabulary of {count} ids at most, got {len(given)}")
 
 
-def choose_threshold(task: Task, validation: Grounded) -> float:
+def choose_threshold(model: Any, validation: Grounded) -> float:
     """The threshold of `heat_boxes` that grounds the most phrases at IoU 0.5. On validation scenes, never on test."""
-    check_scenes(task, validation, "validation")
-    seen = encode(task, validation)
+    check_scenes(model, validation, "validation")
+    seen = encode(model, validation)
     accuracy = [
         grounding.grounding_accuracy(heat.heat_boxes(seen.heat, threshold, seen.patch), seen.boxes)["acc50"]
         for threshold in THRESHOLDS
@@ -78,39 +83,46 @@ def choose_threshold(task: Task, validation: Grounded) -> float:
 
 
 @torch.no_grad()
-def evaluate(task: Task, scenes: Grounded, threshold: float) -> dict[str, float]:
-    """Retrieval by the similarity the task was trained on; grounding by `heat_boxes`, and by its proposals if any.
+def evaluate(
+    model: Any, scenes: Grounded, objective: Objective | None = None, threshold: float = 0.3
+) -> dict[str, float]:
+    """Retrieval by the similarity the model was trained on; grounding by `heat_boxes`, and by its proposals if any.
 
     Its proposals also detect the classes' objects, those that no caption names among them. What is not finite is a
     miss, wherever it comes up: similarities, heat, proposals, scores. A phrase without a finite true box is left out of
     the metrics of boxes and points.
 
     Args:
-        task: the model, which knows the words it was trained on (`Task.vocabulary`).
+        model: a `VisionLanguageModel`; if it knows the words that it was trained on (`vocabulary`), they are compared.
         scenes: one or more, of the same words.
+        objective: what the model was trained with. It says whether whole embeddings were contrasted (else retrieval is
+            by late interaction), whether boxes were learned, and the temperature of regions and phrases. None: whole
+            embeddings, and the model's proposals if it has a region head, by the defaults of `ObjectiveConfig`.
         threshold: of `heat_boxes`, 0 to below 1; `choose_threshold` has one.
 
     Returns:
-        "i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5"; "pointing"; "acc50", "acc30" and "miou" of `heat_boxes`; and, of a task
+        "i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5"; "pointing"; "acc50", "acc30" and "miou" of `heat_boxes`; and, of a model
         whose boxes learned, from pseudo boxes or as regions of the other losses, "recall" of its proposals and
         "proposal_acc50", "proposal_acc30", "proposal_miou", and "ap50" and "ap30" of detection, by `average_precision`.
         "left_out" is there too, if phrases were: how many.
 
     Raises:
-        TypeError, ValueError: an argument has the wrong type or value, or the scenes have other words than the task.
+        TypeError, ValueError: an argument has the wrong type or value, or the scenes have other words than the model.
     """
-    seen = encode(task, scenes)
-    metrics = recalls(*similarities(task, seen))
+    seen = encode(model, scenes)
+    config = ObjectiveConfig() if objective is None else objective.config
+    metrics = recalls(*similarities(seen, config.cmc.weight > 0))
     metrics["pointing"] = grounding.pointing_accuracy(heat.peaks(seen.heat, seen.patch), seen.boxes)
     metrics |= grounding.grounding_accuracy(heat.heat_boxes(seen.heat, threshold, seen.patch), seen.boxes)
-    if task.config.boxes or task.config.regions == "proposals":
-        prompts = detection.encode_prompts(task.encoder, scenes.prompts, scenes.pairs.vocabulary)
+    if config.learns_boxes and seen.images[0].boxes is not None:
+        scale = config.logit_scale if objective is None else objective.local_logit_scale()
+        prompts = detection.encode_prompts(model, scenes.prompts, scenes.pairs.vocabulary)
         proposals, chosen, found, scores = [], [], [], []
         for image, text in zip(seen.images, seen.texts, strict=True):
-            features, boxes, confidence = image.proposals(task.config.proposals, task.config.overlap)
+            features, boxes, confidence = image.proposals(config.proposals, config.overlap)
             mask = text.phrase_mask
             found.append(boxes)
-            scores.append(detection.score_detections(features, confidence, prompts, task.scale_local()))
+            scores.append(detection.score_detections(features, confidence, prompts, scale))
             picked = grounding.choose_proposals(features, confidence, text.phrases)
             proposals.append(boxes[:, None].expand(*mask.shape, -1, -1)[mask])
             chosen.append(grounding.chosen_boxes(boxes, picked)[mask])
@@ -121,16 +133,16 @@ def evaluate(task: Task, scenes: Grounded, threshold: float) -> dict[str, float]
     return metrics
 
 
-def similarities(task: Task, seen: Encoded) -> tuple[Tensor, Tensor]:
+def similarities(seen: Encoded, pooled: bool = True) -> tuple[Tensor, Tensor]:
     """Image-to-text and text-to-image similarities of all images with all texts, [n, n] twice."""
-    if task.config.cmc:
+    if pooled:
         images, texts = promoted(torch.cat([i.pooled for i in seen.images]), torch.cat([t.pooled for t in seen.texts]))
-        pooled = images @ texts.T
-        return pooled, pooled
+        found = images @ texts.T
+        return found, found
     rows = []
     for image in seen.images:
         for patches in image.patches.flatten(1, 2).split(8):
-            words = [(text.words, None, text.lengths) for text in seen.texts]
+            words = [(text.tokens, None, text.lengths) for text in seen.texts]
             rows.append([late_interaction_similarity(patches, *text, dtype=torch.float32) for text in words])
     by_patch, by_word = (torch.cat([torch.cat([part[way] for part in row], 1) for row in rows]) for way in (0, 1))
     return by_patch, by_word

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from loupe_experiments import table
+from loupe_experiments.rows import ROWS, Run
+from loupe_experiments.runs import Result, folder_of
 from loupe_ext._io import write
 from loupe_ext.data import Grounded, load
-from loupe_ext.demo import table
-from loupe_ext.demo.rows import ROWS, Run
-from loupe_ext.demo.runs import Result, checkpoint_path
 from loupe_ext.extras import needs
 from loupe_ext.losses import alignment_interactions
 from loupe_ext.model.heat import heat_maps
 from loupe_ext.model.regions import box_iou
-from loupe_ext.train import Task, checkpoint
+from loupe_ext.train import Pretrained, from_pretrained, metrics
 from loupe_ext.zeroshot.grounding import choose_proposals, chosen_boxes
 
 PHRASE_COLOURS = ("#e11d48", "#2563eb", "#059669")
@@ -37,7 +37,7 @@ GROUPS = (("Retrieval", 4), ("Heat maps", 4), ("Proposals", 4), ("Detection", 2)
 def write_report(path: Path, runs: Sequence[Run], results: Sequence[Result], out: Path) -> None:
     """Write the page of `runs`, whose `results` and checkpoints lie in `out`, to `path` in one piece."""
     first = runs[0]
-    page = Template(files("loupe_ext.demo").joinpath("report.html").read_text()).substitute(
+    page = Template(files("loupe_experiments").joinpath("report.html").read_text()).substitute(
         facts=_facts(first, len({run.seed for run in runs})),
         spread="Mean ± standard deviation over seeds." if len({run.seed for run in runs}) > 1 else "",
         tables="".join(_table(results, data) for data in TITLES),
@@ -50,10 +50,10 @@ def write_report(path: Path, runs: Sequence[Run], results: Sequence[Result], out
 
 
 def _facts(run: Run, seeds: int) -> str:
-    config = run.config
+    batch_size = run.config.optim.batch_size
     return (
-        f"Every row starts alike, sees the same {config.train_size:,} pairs in the same order, and takes {run.steps} "
-        f"steps of {config.batch}; {seeds} seed{'s' if seeds > 1 else ''}, {run.evaluation_scenes} test scenes."
+        f"Every row starts alike, sees the same {run.train_size:,} pairs in the same order, and takes {run.steps} "
+        f"steps of {batch_size}; {seeds} seed{'s' if seeds > 1 else ''}, {run.evaluation_scenes} test scenes."
     )
 
 
@@ -80,14 +80,14 @@ def _curves(runs: Sequence[Run], out: Path) -> str:
         from matplotlib.figure import Figure
     names = {"cmc": "CMC", "late_interaction": "Late interaction", "region_phrase": "Region-phrase", "fsa": "FSA"}
     figure = Figure(figsize=(12, 2.9), layout="constrained")
-    histories = {run.row.key: checkpoint.load(checkpoint_path(out, run)).history for run in runs}
+    lines = {run.row.key: metrics.read(folder_of(out, run) / metrics.FILE) for run in runs}
     titles = {row.key: row.title for row in ROWS}
     handles = {}
     for axes, (name, title) in zip(figure.subplots(1, len(names)), names.items(), strict=True):
         for i, row in enumerate(ROWS):
-            values = histories.get(row.key, {}).get(name)
-            if values is not None:
-                (handles[titles[row.key]],) = axes.plot(_smooth(values), color=f"C{i}", linewidth=1.4)
+            points = [(line["step"], line[name]) for line in lines.get(row.key, []) if name in line]
+            if points:
+                (handles[titles[row.key]],) = axes.plot(*zip(*points, strict=True), color=f"C{i}", linewidth=1.4)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step", fontsize=9)
         axes.tick_params(labelsize=8)
@@ -99,24 +99,20 @@ def _curves(runs: Sequence[Run], out: Path) -> str:
     return _data_url("image/svg+xml", picture.getvalue())
 
 
-def _smooth(values: Tensor, window: int = 15) -> Tensor:
-    return values.unfold(0, window, 1).mean(-1) if len(values) >= window else values
-
-
 def _cards(runs: Sequence[Run], out: Path) -> list[str]:
     cards = []
     for data, count in SHOWN.items():
         run = next((run for run in runs if run.data == data and run.row.key == "default"), None)
         if run is not None:
-            task = checkpoint.load(checkpoint_path(out, run)).task()
             scenes = load(data, "test", count)
-            cards += [_card(scenes, i, view) for i, view in enumerate(look(task, scenes))]
+            views = look(from_pretrained(folder_of(out, run)), scenes)
+            cards += [_card(scenes, i, view) for i, view in enumerate(views)]
     return cards
 
 
 @dataclass(frozen=True)
 class View:
-    """What a task sees in one scene of P phrases, with M proposals."""
+    """What a model sees in one scene of P phrases, with M proposals."""
 
     heat: Tensor  # [P, h, w]
     proposals: Tensor  # [M, 4]
@@ -125,12 +121,14 @@ class View:
 
 
 @torch.no_grad()
-def look(task: Task, scenes: Grounded) -> list[View]:
-    """A task's view of each scene."""
+def look(trained: Pretrained, scenes: Grounded) -> list[View]:
+    """A model's view of each scene."""
     batch = scenes.pairs.batch(slice(None))
-    image, text = task.encoder.encode_image(batch.images), task.encoder.encode_text(batch)
-    features, boxes, confidence = image.proposals(task.config.proposals, task.config.overlap)
-    alignment = task.scale_local() * features @ text.phrases.mT
+    model, objective, config = trained
+    image = model.encode_image(batch.images)
+    text = model.encode_text(batch.tokens, batch.spans, batch.phrase_lengths)
+    features, boxes, confidence = image.proposals(config.objective.proposals, config.objective.overlap)
+    alignment = objective.local_logit_scale() * features @ text.phrases.mT
     interactions = alignment_interactions(alignment, phrase_lengths=text.phrase_lengths)
     heat = heat_maps(image.patches, text.phrases)
     chosen = choose_proposals(features, confidence, text.phrases)

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from loupe_ext.demo.rows import ROWS, Row
-from loupe_ext.demo.runs import Result
+from loupe_experiments.rows import ROWS, Row
+from loupe_experiments.runs import Result
 from loupe_ext.extras import needs
 
 # Metrics in 0..1, shown in percent.

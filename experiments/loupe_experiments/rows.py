@@ -4,14 +4,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from loupe_ext.data import DATASETS
-from loupe_ext.train.config import Config
+from loupe_ext.objective import ObjectiveConfig
+from loupe_ext.train import Config
 
 
 @dataclass(frozen=True)
 class Row:
     key: str
     title: str
-    changes: dict[str, Any]  # from the preset `tiny`, the default recipe
+    changes: dict[str, Any]  # from the default recipe
+
+    @property
+    def objective(self) -> ObjectiveConfig:
+        return ObjectiveConfig().but(self.changes)
 
 
 ROWS = (
@@ -45,13 +50,8 @@ class Run:
 
     @property
     def config(self) -> Config:
-        same: dict[str, Any] = {
-            "data": self.data,
-            "seed": self.seed,
-            "steps": self.steps,
-            "train_size": self.train_size,
-        }
-        return Config(name=self.row.key, **same, **self.row.changes)
+        same = {"dataset": self.data, "train_size": self.train_size, "seed": self.seed, "steps": self.steps}
+        return Config(name=self.row.key, objective=self.row.objective).but(same)
 
 
 def plan(

@@ -1,8 +1,8 @@
 """Which sign finds objects? Token-level interactions of boxes against their overlap with true objects.
 
-    python -m bench.token_level runs/scenes-cmc-0.safetensors runs/scenes-default-0.safetensors
+    python experiments/token_level.py runs/scenes-cmc-0 runs/scenes-default-0
 
-takes trained checkpoints, prints the rank correlations of docs/token-level.md, and draws its picture, from boxes of
+takes trained models, prints the rank correlations of docs/token-level.md, and draws its picture, from boxes of
 every size at random places in test scenes.
 """
 
@@ -19,7 +19,7 @@ from loupe_ext.data import load
 from loupe_ext.model.image import PATCH
 from loupe_ext.model.regions import box_iou
 from loupe_ext.ops.region import GAMES
-from loupe_ext.train import checkpoint
+from loupe_ext.train import from_pretrained
 
 SIDES = (2, 6)  # of the boxes, in patches
 BOXES = 96  # an image
@@ -43,20 +43,20 @@ def random_boxes(scenes: int, height: int, width: int) -> Tensor:
 
 @torch.no_grad()
 def look(path: Path, scenes: int) -> Seen:
-    found = checkpoint.load(path)
-    task, test = found.task(), load(found.config.data, "test", scenes)
-    image = task.encoder.encode_image(test.pairs.images)
-    text = task.encoder.encode_text(test.pairs.batch(slice(None)))
+    model, _, config = from_pretrained(path)
+    test = load(config.data.dataset, "test", scenes)
+    image = model.encode_image(test.pairs.images)
+    text = model.encode_text(test.pairs.tokens, test.pairs.spans, test.pairs.phrase_lengths)
     _, h, w, _ = image.patches.shape
     boxes = random_boxes(scenes, h, w)
     masks = boxes_to_regions(boxes.float(), h, w)
     pooled, _ = region_interactions((image.patches * image.weights[..., None]).flatten(1, 2), text.pooled, masks)
     late, _ = region_interactions(
-        image.patches.flatten(1, 2), text.words, masks, game="late-interaction", text_lengths=text.lengths
+        image.patches.flatten(1, 2), text.tokens, masks, game="late-interaction", text_lengths=text.lengths
     )
     overlap = box_iou(PATCH * boxes[:, :, None].float(), test.boxes.nan_to_num()[:, None]).amax(2)
     interactions = dict(zip(GAMES, (pooled.flatten(), late.flatten()), strict=True))
-    return Seen(found.config.name, interactions, masks.sum(-1).flatten(), overlap.flatten())
+    return Seen(config.name, interactions, masks.sum(-1).flatten(), overlap.flatten())
 
 
 def rank_correlation(x: Tensor, y: Tensor) -> float:

@@ -1,8 +1,8 @@
 """FSA from exact, sampled and predicted interactions: what they cost, how far off they are, and what they teach.
 
-python -m bench.sources [--seeds 3] [--steps 500] [--rows default cmc-fsa]
+python experiments/sources.py [--seeds 3] [--steps 500] [--rows default cmc-fsa]
 
-Trains recipes of `loupe_ext/demo/rows.py` from each source, and prints a table a recipe, means over the seeds; every
+Trains recipes of `rows.py` from each source, and prints a table a recipe, means over the seeds; every
 run is a line of bench/results/sources.csv. A run that was interrupted, or is done, goes on from its checkpoint.
 
 ms/step: the median of steps of all sources in turn, on one thread; "own", of the source alone (of UNSIL with its
@@ -19,37 +19,35 @@ import csv
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
+from loupe_experiments.rows import ROWS
 from torch import Tensor
 
 from loupe_ext import sample_coalitions, unpack_coalitions
 from loupe_ext.data import Grounded, Pairs, load
-from loupe_ext.demo.rows import ROWS
 from loupe_ext.losses import alignment_interactions, sampled_interactions
-from loupe_ext.model.dual import TextFeatures
-from loupe_ext.model.regions import window_features
-from loupe_ext.train import Config, Task, train
-from loupe_ext.train.loop import _step
+from loupe_ext.objective import FSA, Seen
+from loupe_ext.train import Config, build, fit
+from loupe_ext.train.step import Step
 from loupe_ext.zeroshot.evaluate import choose_threshold, evaluate
 
 SOURCES = {
     "exact": {},
-    "sampled 16": {"fsa_source": "sampled", "fsa_coalitions": 16},
-    "sampled 64": {"fsa_source": "sampled", "fsa_coalitions": 64},
-    "sampled 256": {"fsa_source": "sampled", "fsa_coalitions": 256},
-    "UNSIL": {"fsa_source": "unsil", "fsa_coalitions": 64},
+    "sampled 16": {"fsa.source": "sampled", "fsa.coalitions": 16},
+    "sampled 64": {"fsa.source": "sampled", "fsa.coalitions": 64},
+    "sampled 256": {"fsa.source": "sampled", "fsa.coalitions": 256},
+    "UNSIL": {"fsa.source": "unsil", "fsa.coalitions": 64},
 }
 METRICS = ("i2t_r1", "t2i_r1", "pointing", "acc50", "miou", "proposal_acc50", "proposal_miou")
 CALIBRATION = ("within_1", "within_2", "within_3", "calibration_error")
-RESULTS = Path(__file__).parent / "results" / "sources.csv"
+RESULTS = Path("bench/results/sources.csv")
 
 
 def part_of(scenes: Grounded, part: slice) -> Grounded:
     pairs = scenes.pairs
-    fields = (x[part] for x in (pairs.images, pairs.words, pairs.spans, pairs.phrase_lengths))
+    fields = (x[part] for x in (pairs.images, pairs.tokens, pairs.spans, pairs.phrase_lengths))
     truth = (x[part] for x in (scenes.boxes, scenes.objects, scenes.classes))
     return Grounded(Pairs(*fields, pairs.vocabulary), *truth, scenes.prompts)
 
@@ -61,31 +59,34 @@ def milliseconds(call: Callable[[], object]) -> float:
 
 
 @torch.no_grad()
-def games_of(task: Task, pairs: Pairs, part: slice) -> tuple[Tensor, TextFeatures, Tensor]:
-    """The regions and texts that FSA sees, and their alignment."""
-    batch, config = pairs.batch(part), task.config
-    image, text = task.encoder.encode_image(batch.images), task.encoder.encode_text(batch)
-    regions = window_features(image.patches, config.window, config.window_stride)
-    return regions, text, task.scale_local() * regions @ text.phrases.mT
+def seen_of(step: Step, pairs: Pairs, part: slice, at: int = 0) -> Seen:
+    """What FSA sees of these pairs."""
+    batch = pairs.batch(part)
+    text = step.model.encode_text(batch.tokens, batch.spans, batch.phrase_lengths)
+    return step.objective.see(step.model.encode_image(batch.images), text, step=at)
 
 
-def source_alone(task: Task, regions: Tensor, text: TextFeatures, alignment: Tensor, step: int) -> None:
-    estimate = task.interactions(regions, text, step)
+def fsa_of(step: Step) -> FSA:
+    return step.objective.config.fsa
+
+
+def source_alone(step: Step, seen: Seen) -> None:
+    estimate = fsa_of(step).interactions(seen)
     if estimate is None:
-        alignment_interactions(alignment, None, text.phrase_lengths)
-    elif task.fsa_unsil is not None:
+        alignment_interactions(seen.alignment, None, seen.text.phrase_lengths)
+    elif fsa_of(step).learns:
         estimate.loss.backward()
 
 
 @torch.no_grad()
-def relative_error(task: Task, pairs: Pairs) -> float:
+def relative_error(step: Step, pairs: Pairs, batch_size: int) -> float:
     """Of the source's interactions, over the exact ones' root mean square."""
     errors, squares = [], []
-    for start in range(0, len(pairs) - task.config.batch + 1, task.config.batch):
-        regions, text, alignment = games_of(task, pairs, slice(start, start + task.config.batch))
-        exact = alignment_interactions(alignment, None, text.phrase_lengths)
-        estimate = task.interactions(regions, text, start)
-        there = text.phrase_mask[:, None].expand_as(exact)
+    for start in range(0, len(pairs) - batch_size + 1, batch_size):
+        seen = seen_of(step, pairs, slice(start, start + batch_size), start)
+        exact = alignment_interactions(seen.alignment, None, seen.text.phrase_lengths)
+        estimate = fsa_of(step).interactions(seen)
+        there = seen.text.phrase_mask[:, None].expand_as(exact)
         errors.append(((exact if estimate is None else estimate.interactions) - exact)[there].abs())
         squares.append(exact[there].square())
     return (torch.cat(errors).mean() / torch.cat(squares).mean().sqrt()).item()
@@ -120,17 +121,19 @@ def learn(row: str, seed: int, options: argparse.Namespace) -> list[dict[str, ob
     pairs = load("scenes", "train", options.pairs).pairs
     validation = load("scenes", "validation", 2 * options.scenes)
     held = [part_of(validation, part) for part in (slice(options.scenes), slice(options.scenes, None))]
-    lines, tasks = [], []
+    lines, steps = [], []
     for source, of_source in SOURCES.items():
-        config = Config(name=source, seed=seed, steps=options.steps, train_size=options.pairs, **changes, **of_source)
-        path = options.out / f"{row}-{source.replace(' ', '-')}-{seed}.safetensors"
-        trained = train(pairs, config, path=path)
-        scores = evaluate(trained.task, held[1], choose_threshold(trained.task, held[0]))
-        late = slice(options.steps * 4 // 5, None)
+        same = {"seed": seed, "steps": options.steps, "train_size": options.pairs}
+        config = Config(name=source).but(changes).but({**same, **of_source})
+        folder = options.out / f"{row}-{source.replace(' ', '-')}-{seed}"
+        trained = fit(pairs, config, path=folder)
+        step = Step(trained.model, trained.objective)
+        scores = evaluate(trained.model, held[1], trained.objective, choose_threshold(trained.model, held[0]))
+        late = trained.history["step"] > options.steps * 4 / 5
         logged = {name: trained.history.get(f"fsa_unsil_{name}") for name in ("computed", *CALIBRATION)}
         logged = {name: value for name, value in logged.items() if value is not None}
-        line = {"row": row, "source": source, "seed": seed, "error": relative_error(trained.task, held[1].pairs)}
-        line |= {"ms_step": 0.0, "ms_own": 0.0, "share": 0.0}
+        error = relative_error(step, held[1].pairs, config.optim.batch_size)
+        line = {"row": row, "source": source, "seed": seed, "error": error, "ms_step": 0.0, "ms_own": 0.0, "share": 0.0}
         if logged:
             line |= {
                 "computed": logged["computed"].mean().item(),
@@ -138,22 +141,28 @@ def learn(row: str, seed: int, options: argparse.Namespace) -> list[dict[str, ob
             }
         line |= {name: logged[name][late].nanmean().item() for name in CALIBRATION if name in logged}
         lines.append(line | {name: scores[name] for name in METRICS if name in scores})
-        tasks.append(trained.task.train())
+        steps.append(step.train())
         print(f"{row}, {source}, seed {seed}: {1000 * trained.seconds_per_step:.0f} ms/step", flush=True)
-    time_in_turn(tasks, lines, pairs, options.rounds)
+    time_in_turn(steps, lines, pairs, Config().optim.batch_size, options.rounds)
     return lines
 
 
-def time_in_turn(tasks: list[Task], lines: list[dict], pairs: Pairs, rounds: int) -> None:
+def time_in_turn(modules: list[Step], lines: list[dict], pairs: Pairs, batch_size: int, rounds: int) -> None:
     """Adds the medians to the lines."""
-    optimizers = [torch.optim.AdamW(task.parameters(), 0.0) for task in tasks]
-    games = [games_of(task, pairs, slice(task.config.batch)) for task in tasks]
-    steps, own = ([[] for _ in tasks] for _ in range(2))
+    optimizers = [torch.optim.AdamW(module.parameters(), 0.0) for module in modules]
+    batches = pairs.batches(batch_size)
+    games = [seen_of(module, pairs, slice(batch_size)) for module in modules]
+    steps, own = ([[] for _ in modules] for _ in range(2))
+
+    def take(i: int, k: int) -> None:
+        optimizers[i].zero_grad(set_to_none=True)
+        modules[i](pairs.batch(batches.indices(k)), k)["loss"].backward()
+        optimizers[i].step()
+
     for k in range(rounds + 2):
-        for i, task in enumerate(tasks):
-            step = task.config.steps - 1 - k % task.config.steps
-            steps[i].append(milliseconds(lambda: _step(task, optimizers[i], pairs, step)))  # noqa: B023
-            own[i].append(milliseconds(lambda: source_alone(task, *games[i], step)))  # noqa: B023
+        for i, module in enumerate(modules):
+            steps[i].append(milliseconds(lambda: take(i, k)))  # noqa: B023
+            own[i].append(milliseconds(lambda: source_alone(module, games[i])))  # noqa: B023
     for line, step, alone in zip(lines, steps, own, strict=True):
         line["ms_step"], line["ms_own"] = statistics.median(step[2:]), statistics.median(alone[2:])
         line["share"] = line["ms_own"] / line["ms_step"]
@@ -161,8 +170,8 @@ def time_in_turn(tasks: list[Task], lines: list[dict], pairs: Pairs, rounds: int
 
 def written_down(pairs: Pairs, config: Config) -> str:
     """The time that 64 coalitions take if no value is shared, beside `sampled_interactions`, which must agree."""
-    _, text, alignment = games_of(Task(config, len(pairs.vocabulary)), pairs, slice(config.batch))
-    lengths = text.phrase_lengths
+    seen = seen_of(Step(*build(config, pairs.vocabulary)), pairs, slice(config.optim.batch_size))
+    text, alignment, lengths = seen.text, seen.alignment, seen.text.phrase_lengths
     rows = alignment.masked_fill(~text.phrase_mask[:, None], -torch.inf).softmax(2)
     columns, found = alignment.softmax(1), []
     plain = milliseconds(lambda: found.append(by_definition(rows, columns, 64, lengths)))
@@ -210,7 +219,7 @@ def main() -> None:
         writer.writerows(lines)
     for row in options.rows:
         print("\n" + table(lines, row))
-    print("\n" + written_down(load("scenes", "train", 64).pairs, replace(Config(), train_size=64)))
+    print("\n" + written_down(load("scenes", "train", 64).pairs, Config().but(train_size=64)))
 
 
 if __name__ == "__main__":

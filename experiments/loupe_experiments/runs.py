@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
+from loupe_experiments.rows import Run
 from loupe_ext._io import write
 from loupe_ext.data import Grounded, load
-from loupe_ext.demo.rows import Run
 from loupe_ext.extras import needs
-from loupe_ext.train import Interrupted, Progress, train
+from loupe_ext.train import Interrupted, Progress, checkpoint, fit
 from loupe_ext.zeroshot.evaluate import choose_threshold, evaluate
 
 Result = dict[str, Any]
@@ -28,8 +28,9 @@ Result = dict[str, Any]
 _messages: Any = None  # the worker's end of the queue to the parent
 
 
-def checkpoint_path(out: Path, run: Run) -> Path:
-    return out / "runs" / f"{run.key}.safetensors"
+def folder_of(out: Path, run: Run) -> Path:
+    """Where a run keeps its state and its model."""
+    return out / "runs" / run.key
 
 
 def result_path(out: Path, run: Run) -> Path:
@@ -70,16 +71,15 @@ def _cpu() -> str:
 def perform(run: Run, out: Path) -> Result:
     """Train on the training split, choose the heat threshold on validation, and report on test."""
     _tell(run, "drawing scenes")
-    pairs = _scenes(run.data, "train", run.config.train_size).pairs
+    pairs = _scenes(run.data, "train", run.config.data.train_size).pairs
 
     def report(progress: Progress) -> None:
-        if progress.step % 5 == 0 or progress.step == progress.steps:
-            _tell(run, "training", progress)
+        _tell(run, "training", progress)
 
-    trained = train(pairs, run.config, path=checkpoint_path(out, run), report=report)
+    trained = fit(pairs, run.config, path=folder_of(out, run), report=report)
     _tell(run, "evaluating")
     validation = _scenes(run.data, "validation", max(1, run.evaluation_scenes // 2))
-    threshold = choose_threshold(trained.task, validation)
+    threshold = choose_threshold(trained.model, validation)
     test = _scenes(run.data, "test", run.evaluation_scenes)
     result = {
         "row": run.row.key,
@@ -90,7 +90,7 @@ def perform(run: Run, out: Path) -> Result:
         "steps": run.steps,
         "threshold": threshold,
         "milliseconds_per_step": 1000 * trained.seconds_per_step,
-        "metrics": evaluate(trained.task, test, threshold),
+        "metrics": evaluate(trained.model, test, trained.objective, threshold),
     }
     write(result_path(out, run), json.dumps(result, indent=1))
     return result
@@ -141,7 +141,7 @@ def perform_all(
     `failed` is told of a run that raises, which is then left out, and the others go on; None: it ends them all.
     """
     with needs("rich"):
-        from loupe_ext.demo.display import Display
+        from loupe_ext.train.display import Display
     runs = list(runs)
     results = {run.key: stored(run, out) for run in runs}
     todo = [run for run in runs if results[run.key] is None]
@@ -177,15 +177,15 @@ def perform_all(
 
 
 def _forget_other(run: Run, out: Path) -> None:
-    """Remove a checkpoint of another configuration or an older format that stands where this run's would."""
-    from loupe_ext.train import checkpoint
-
-    path = checkpoint_path(out, run)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        found = checkpoint.load(path)
-        if found.config != run.config or found.data is None:
-            path.unlink()
+    """Remove the state of another configuration or an older format that stands where this run's would."""
+    state = folder_of(out, run) / checkpoint.STATE
+    if state.exists():
+        try:
+            same = checkpoint.load(state).settings == run.config.flat()
+        except ValueError:
+            same = False
+        if not same:
+            state.unlink()
 
 
 def _relay(messages: Any, display: Any) -> None:

@@ -7,21 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from loupe_experiments import table
+from loupe_experiments.report import TITLES
+from loupe_experiments.rows import Row, Run
+from loupe_experiments.runs import Result, perform_all
 from loupe_ext._io import write
 from loupe_ext.data import DATASETS
-from loupe_ext.demo import table
-from loupe_ext.demo.report import TITLES
-from loupe_ext.demo.rows import Row, Run
-from loupe_ext.demo.runs import Result, perform_all
 from loupe_ext.extras import needs
-from loupe_ext.train.config import Config
+from loupe_ext.train import Config
 
 NO_FSA = {"fsa": 0.0}
 NO_REGIONS = {"region_phrase": 0.0}
 CMC = {**NO_REGIONS, **NO_FSA}
 LATE = {"late_interaction": 1.0}
 TSA = {"tsa": 1.0}
-LITERAL = {"tsa": 1.0, "tsa_literal": True}
+LITERAL = {"tsa": 1.0, "literal": True}
 BY_GRADIENT = {"regions": "proposals", "boxes": 0.0}
 
 # Every row learns its boxes from its own heat, as the default recipe does; but for those by gradient, the paper's
@@ -33,15 +33,15 @@ ROWS = (
     Row("cmc-tsa", "CMC + TSA", {**CMC, **TSA}),
     Row("cmc-tsa-literal", "CMC + TSA, the paper's sign", {**CMC, **LITERAL}),
     Row("cmc-fsa", "CMC + FSA, exact", NO_REGIONS),
-    Row("cmc-fsa-sampled", "CMC + FSA, sampled (64)", {**NO_REGIONS, "fsa_source": "sampled", "fsa_coalitions": 64}),
-    Row("cmc-fsa-unsil", "CMC + FSA, UNSIL", {**NO_REGIONS, "fsa_source": "unsil"}),
+    Row("cmc-fsa-sampled", "CMC + FSA, sampled (64)", {**NO_REGIONS, "fsa.source": "sampled", "fsa.coalitions": 64}),
+    Row("cmc-fsa-unsil", "CMC + FSA, UNSIL", {**NO_REGIONS, "fsa.source": "unsil"}),
     Row("cmc-tsa-fsa", "CMC + TSA + FSA", {**NO_REGIONS, **TSA}),
     Row("cmc-tsa-fsa-late", "CMC + TSA + FSA + late interaction", {**NO_REGIONS, **TSA, **LATE}),
     Row("paper", "The paper's objective", {**NO_REGIONS, **LITERAL, **BY_GRADIENT}),
     Row("default", "Default recipe", {}),
     Row("default-without-fsa", "Default recipe without FSA", NO_FSA),
     Row("default-tsa", "Default recipe + TSA", TSA),
-    Row("default-heat-boxes", "Default recipe, boxes of heat without colour", {"box_colour": 0.0}),
+    Row("default-heat-boxes", "Default recipe, boxes of heat without colour", {"boxes.colour": 0.0}),
     Row("default-tsa-gradient-boxes", "Default recipe + TSA, boxes by gradient alone", {**TSA, **BY_GRADIENT}),
 )
 HEADS = {
@@ -95,7 +95,8 @@ class Ablation:
         if self.equal_time and "default" not in self.rows:
             raise ValueError(f"rows: expected default among them, for equal time, got {', '.join(self.rows)}")
 
-        Config(steps=self.steps, train_size=self.train_size)  # what is wrong for every row is said before any starts
+        # What is wrong for every row is said before any starts.
+        Config().but(steps=self.steps, train_size=self.train_size)
 
     def runs(self) -> list[Trial]:
         """The runs of equal steps, a whole seed after the other."""
