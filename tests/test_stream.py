@@ -59,13 +59,13 @@ def stream(source, **options):
 
 def numbers(batch):
     """Which pictures a batch has, after a look at whether their captions are theirs."""
-    shown = batch["images"][:, 0, 0, 0].tolist()
-    assert batch["images"].dtype == torch.uint8
-    assert batch["images"].shape[1:] == (3, 2, 2)
-    captions = (batch["tokens"][:, 1] - 2).tolist()
+    shown = batch.images[:, 0, 0, 0].tolist()
+    assert batch.images.dtype == torch.uint8
+    assert batch.images.shape[1:] == (3, 2, 2)
+    captions = (batch.tokens[:, 1] - 2).tolist()
     assert all((caption - i) % 20 in (0, 4, 16) for i, caption in zip(shown, captions, strict=True))  # modulo 64 also
-    assert batch["spans"].shape == (len(shown), 1, 2)
-    assert batch["phrase_lengths"].tolist() == [1] * len(shown)
+    assert batch.spans.shape == (len(shown), 1, 2)
+    assert batch.phrase_lengths.tolist() == [1] * len(shown)
     return shown
 
 
@@ -77,7 +77,7 @@ def same(found, expected):
     assert len(found) == len(expected) > 0
     for one, other in zip(found, expected, strict=True):
         for name in ("images", "tokens", "spans", "phrase_lengths"):
-            assert torch.equal(one[name], other[name]), name
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
@@ -117,7 +117,7 @@ def test_every_picture_of_each_epoch(tmp_path, workers):
 def test_batches_of_files_do_not_depend_on_the_workers(tmp_path):
     source = folder_of(tmp_path, 30, captions=3)
     expected = list(stream(source, epochs=2))
-    assert [len(batch["images"]) for batch in expected] == [4] * 14
+    assert [len(batch.images) for batch in expected] == [4] * 14
     for workers in (1, 2, 3):
         same(list(stream(source, epochs=2, num_workers=workers)), expected)
     assert given(stream(source, epochs=2, seed=1)) != given(expected)
@@ -216,14 +216,14 @@ def test_captions_are_drawn_anew_each_epoch(tmp_path):
     source = folder_of(tmp_path, 12, captions=3)
     drawn = []
     for batch in stream(source, epochs=12):
-        drawn += zip(numbers(batch), (batch["tokens"][:, 1] - 2).tolist(), strict=True)
+        drawn += zip(numbers(batch), (batch.tokens[:, 1] - 2).tolist(), strict=True)
     counts = [drawn.count((i, (i + 20 * k) % 64)) for i in range(12) for k in range(3)]
     assert sum(counts) == len(drawn) == 144
     assert min(counts) > 0
     every = [
         caption
         for batch in stream(source, epochs=1, captions="all")
-        for caption in zip(numbers(batch), batch["tokens"][:, 1].tolist(), strict=True)
+        for caption in zip(numbers(batch), batch.tokens[:, 1].tolist(), strict=True)
     ]
     assert len(set(every)) == len(every) == 36
 
@@ -268,11 +268,11 @@ def test_a_processor_and_a_tokenizer_of_the_model(tmp_path):
 
     processor = partial(processed, return_tensors="pt")
     batch = next(iter(Stream(folder_of(tmp_path, 6), tokenize, processor=processor, batch_size=5, num_workers=1)))
-    assert batch["images"].shape == (5, 3, 2, 2)
-    assert batch["images"].is_floating_point()
-    assert batch["image_options"]["shapes"].tolist() == [[3, 4, 6]] * 5
-    assert batch["text_options"].keys() == {"attention_mask"}
-    assert batch["tokens"].shape == (5, 2)
+    assert batch.images.shape == (5, 3, 2, 2)
+    assert batch.images.is_floating_point()
+    assert batch.image_options["shapes"].tolist() == [[3, 4, 6]] * 5
+    assert batch.text_options.keys() == {"attention_mask"}
+    assert batch.tokens.shape == (5, 2)
 
 
 def test_what_transformers_make_of_pictures_and_captions(tmp_path):
@@ -304,14 +304,14 @@ def test_what_transformers_make_of_pictures_and_captions(tmp_path):
     with pytest.warns(UserWarning, match=r"1 skipped: 1 x too thin a picture \(.*c\.png\)"):
         (batch,) = batches
     expected = dict(image_processor(list(pictures.values()), return_tensors="pt"))
-    assert torch.equal(batch["images"], expected.pop("pixel_values"))
-    assert batch["image_options"].keys() == expected.keys() == {"pixel_attention_mask", "spatial_shapes"}
-    assert all(torch.equal(value, expected[name]) for name, value in batch["image_options"].items())
+    assert torch.equal(batch.images, expected.pop("pixel_values"))
+    assert batch.image_options.keys() == expected.keys() == {"pixel_attention_mask", "spatial_shapes"}
+    assert all(torch.equal(value, expected[name]) for name, value in batch.image_options.items())
     tokens = PhraseTokenizer(tokenizer())(["A small dog chases two cats."] * 2)
-    assert torch.equal(batch["tokens"], tokens["input_ids"])
-    assert torch.equal(batch["spans"], tokens["spans"])
-    assert batch["phrase_lengths"].tolist() == [2, 2]
-    assert "attention_mask" in batch["text_options"]
+    assert torch.equal(batch.tokens, tokens["input_ids"])
+    assert torch.equal(batch.spans, tokens["spans"])
+    assert batch.phrase_lengths.tolist() == [2, 2]
+    assert "attention_mask" in batch.text_options
 
 
 def test_the_rank_is_that_of_the_process_group(tmp_path, monkeypatch):
