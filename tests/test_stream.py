@@ -1,7 +1,9 @@
 """Streams of batches: every sample once, the same ones after a stop, and what cannot be read counted and named."""
 
 import io
+import os
 import pickle
+import signal
 from functools import partial
 from itertools import islice
 
@@ -253,6 +255,15 @@ def test_a_newer_iteration_ends_the_older(tmp_path):
     assert first == given(islice(stream(folder_of(tmp_path, 12)), 2))
     with pytest.raises(RuntimeError, match="a newer iteration"):
         next(old)
+
+
+def test_workers_leave_an_interrupt_to_the_main_process(tmp_path):
+    batches = stream(folder_of(tmp_path, 12), num_workers=2)
+    found = given(islice(batches, 1))
+    for worker in batches._loader._iterator._workers:
+        os.kill(worker.pid, signal.SIGINT)
+    found += given(islice(batches, 12))
+    assert found == given(islice(stream(batches.source), 13))
 
 
 def processed(pictures, return_tensors):

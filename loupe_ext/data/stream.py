@@ -4,6 +4,7 @@ stop.
 
 import os
 import random
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -192,6 +193,11 @@ def _alone(message: Any) -> Any:
 
 
 def _start_worker(worker: int) -> None:
+    """Ctrl-C, which reaches all processes, is the main one's to answer, and may find it saving; a handler of SIGTERM
+    that was inherited from it would keep this process alive when it is ended.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are the parallelism
 
 
