@@ -266,6 +266,17 @@ def test_workers_leave_an_interrupt_to_the_main_process(tmp_path):
     assert found == given(islice(stream(batches.source), 13))
 
 
+def test_workers_end_in_peace(tmp_path, monkeypatch):
+    registered = []
+    monkeypatch.setattr("atexit.register", lambda call, *given: registered.append((call, given)))
+    batches = stream(folder_of(tmp_path, 12), num_workers=2)
+    next(iter(batches))
+    workers = batches._loader._iterator._workers
+    ((call, given),) = [(call, given) for call, given in registered if call.__name__ == "_end_workers"]
+    call(*given)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
 def processed(pictures, return_tensors):
     """As an image processor of transformers: pictures of any sizes, and a further tensor."""
     shapes = torch.tensor([picture.shape for picture in pictures])

@@ -2,11 +2,13 @@
 stop.
 """
 
+import atexit
 import os
 import random
 import signal
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count, islice
 from typing import Any, NamedTuple
@@ -192,6 +194,13 @@ def _alone(message: Any) -> Any:
     return message
 
 
+def _end_workers(loader: Any) -> None:
+    """At exit, before `multiprocessing` ends them by a signal, which torch reports as a failure."""
+    iterator = getattr(loader(), "_iterator", None)
+    if iterator is not None:
+        iterator._shutdown_workers()
+
+
 def _start_worker(worker: int) -> None:
     """Ctrl-C, which reaches all processes, is the main one's to answer, and may find it saving; a handler of SIGTERM
     that was inherited from it would keep this process alive when it is ended.
@@ -311,6 +320,7 @@ class Stream:
             prefetch_factor=prefetch if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
         )
+        atexit.register(_end_workers, weakref.ref(self._loader))
 
     def __iter__(self) -> Iterator[Batch]:
         self._iteration += 1
