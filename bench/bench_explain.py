@@ -15,8 +15,8 @@ class SoftLateInteraction(games.Game):
         super().__init__(len(scores))
         self.scores = scores.double()
 
-    def _worth(self, masks):
-        weights = torch.where(masks[..., None], self.scores / 0.3, -torch.inf).softmax(1).nan_to_num()
+    def value_function(self, coalitions):
+        weights = torch.where(coalitions[..., None], self.scores / 0.3, -torch.inf).softmax(1).nan_to_num()
         return (weights * self.scores).sum(1).mean(1)
 
 

@@ -7,6 +7,7 @@ from loupe_ext.explain import Interactions, Plan, aggregate, interactions, plan
 from loupe_ext.ops import (
     boxes_to_regions,
     coalition_moments,
+    late_interaction_similarity,
     pack_coalitions,
     pairwise_interactions,
     region_interactions,
@@ -33,6 +34,7 @@ __all__ = [
     "data",
     "games",
     "interactions",
+    "late_interaction_similarity",
     "losses",
     "model",
     "objective",

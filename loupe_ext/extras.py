@@ -10,6 +10,7 @@ PACKAGES = {
     "faster-coco-eval": ("faster_coco_eval", "detection"),
     "huggingface_hub": ("huggingface_hub", "hub"),
     "matplotlib": ("matplotlib", "plot"),
+    "open-clip-torch": ("open_clip", "open-clip"),
     "pillow": ("PIL", "data"),
     "pyyaml": ("yaml", "train"),
     "rich": ("rich", "train"),

@@ -1,4 +1,4 @@
-"""Games: what a coalition of players is worth, and which interactions are known in closed form."""
+"""Games: the value of each coalition of players, and which interactions are known in closed form."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -7,40 +7,68 @@ import torch
 from torch import Tensor
 
 from loupe_ext._checks import check_floating, check_index, check_int, check_names, check_tensor
-from loupe_ext.explain.laws import size_weights
+from loupe_ext._indices import size_weights
 from loupe_ext.ops import pairwise_interactions, shapley_values
 
 
 class Game(ABC):
-    """A game of `n` players: a worth for each coalition.
+    """A game of `n` players: a value for each coalition. Subclass it, and write `value_function`, for one of your own.
 
-    Call it with masks bool [S, n] of coalitions to get their worth, float64 [S].
+    Call it with coalitions, masks bool [S, n], to get their values, float64 [S]. Gradients are not recorded.
+
+    Args:
+        n: players, 1 to 2^31 - 1. players: their names; None: "0", "1", ...
+
+    Attributes:
+        batch_size: coalitions at most per call of `value_function`; a subclass may set it.
     """
+
+    batch_size = 2048
+    _function = "value_function"  # what its errors are named by
 
     def __init__(self, n: int, players: Sequence[str] | None = None) -> None:
         n = check_int("n", n, 1, 2**31 - 1)
         self.n = n
         self.players = check_names("players", [str(i) for i in range(n)] if players is None else players, n)
 
-    def __call__(self, masks: Tensor) -> Tensor:
-        check_tensor("masks", masks)
-        if masks.dtype != torch.bool:
-            raise TypeError(f"masks: expected a bool tensor, got {masks.dtype}")
-        if masks.dim() != 2 or masks.shape[1] != self.n:
-            raise ValueError(f"masks: expected shape [S, {self.n}], got {tuple(masks.shape)}")
-        if not len(masks):
-            return torch.zeros(0, dtype=torch.float64)
-        return torch.cat([self._worth(part) for part in masks.split(self._batch)])
+    @abstractmethod
+    def value_function(self, coalitions: Tensor) -> Tensor:
+        """Values of coalitions, masks bool [S, n] on the CPU, as a floating tensor [S] on any device."""
 
     def exact(self, index: str = "shapley", p: float = 0.5) -> Tensor | None:
         """Interactions of all pairs in closed form, float64 [n, n], values on the diagonal; None if unknown."""
         return None
 
-    _batch = 2048  # coalitions at a time
+    @torch.no_grad()
+    def __call__(self, coalitions: Tensor) -> Tensor:
+        check_tensor("coalitions", coalitions)
+        if coalitions.dtype != torch.bool:
+            raise TypeError(f"coalitions: expected a bool tensor, got {coalitions.dtype}")
+        if coalitions.dim() != 2 or coalitions.shape[1] != self.n:
+            raise ValueError(f"coalitions: expected shape [S, {self.n}], got {tuple(coalitions.shape)}")
+        if not len(coalitions):
+            return torch.zeros(0, dtype=torch.float64)
+        return torch.cat([self._values(part.clone()) for part in coalitions.split(self.batch_size)])  # it may change it
 
-    @abstractmethod
-    def _worth(self, masks: Tensor) -> Tensor:
-        """float64 [S] of masks bool [S, n]."""
+    def _values(self, coalitions: Tensor) -> Tensor:
+        found, S = self.value_function(coalitions), len(coalitions)
+        check_tensor(self._function, found)
+        check_floating(self._function, found)
+        if found.shape != (S,):
+            raise ValueError(f"{self._function}: expected a result of shape [{S}], got {tuple(found.shape)}")
+        return found.double().cpu()
+
+
+def closed_form(game: Game, index: str, p: float) -> Tensor | None:
+    """What `game.exact` returns, once it is sure to be a matrix of the game's players."""
+    known = game.exact(index, p)
+    if known is not None:
+        check_tensor("exact", known)
+        check_floating("exact", known)
+        if known.shape != (game.n, game.n):
+            raise ValueError(f"exact: expected a result of shape {(game.n, game.n)}, got {tuple(known.shape)}")
+        known = known.detach().double().cpu()
+    return known
 
 
 class _Scores(Game):
@@ -50,7 +78,7 @@ class _Scores(Game):
         _check_matrix("scores", scores)
         super().__init__(n, players)
         self.scores = scores.detach().double().cpu()
-        self._batch = max(1, 2**21 // max(1, scores.numel()))
+        self.batch_size = max(1, 2**21 // max(1, scores.numel()))
 
 
 class MaxMean(_Scores):
@@ -72,8 +100,8 @@ class MaxMean(_Scores):
                 )
         self.col_scores = self.scores if col_scores is None else col_scores.detach().double().cpu()
 
-    def _worth(self, masks: Tensor) -> Tensor:
-        regions, phrases = masks.tensor_split([self.scores.shape[0]], 1)
+    def value_function(self, coalitions: Tensor) -> Tensor:
+        regions, phrases = coalitions.tensor_split([self.scores.shape[0]], 1)
         rows = _mean_of_max(self.scores, regions, phrases)
         return (rows + _mean_of_max(self.col_scores.T, phrases, regions)) / 2
 
@@ -97,8 +125,8 @@ class MaxSim(_Scores):
         _check_matrix("scores", scores)
         super().__init__(scores, sum(scores.shape), players)
 
-    def _worth(self, masks: Tensor) -> Tensor:
-        regions, phrases = masks.tensor_split([self.scores.shape[0]], 1)
+    def value_function(self, coalitions: Tensor) -> Tensor:
+        regions, phrases = coalitions.tensor_split([self.scores.shape[0]], 1)
         return _mean_of_max(self.scores.T, phrases, regions) * phrases.sum(1)
 
     def exact(self, index: str = "shapley", p: float = 0.5) -> Tensor:
@@ -121,11 +149,11 @@ class LateInteraction(_Scores):
         _check_matrix("scores", scores)
         super().__init__(scores, len(scores), players)
 
-    def _worth(self, masks: Tensor) -> Tensor:
+    def value_function(self, coalitions: Tensor) -> Tensor:
         best = self.scores.amax(1)
-        means = (masks.double() @ best) / masks.sum(1).clamp(min=1)
-        covered = torch.where(masks[..., None], self.scores, -torch.inf).amax(1).mean(1)
-        return torch.where(masks.any(1), (means + covered) / 2, 0.0)
+        means = (coalitions.double() @ best) / coalitions.sum(1).clamp(min=1)
+        covered = torch.where(coalitions[..., None], self.scores, -torch.inf).amax(1).mean(1)
+        return torch.where(coalitions.any(1), (means + covered) / 2, 0.0)
 
     def exact(self, index: str = "shapley", p: float = 0.5) -> Tensor:
         """Of a word's maximum, the gain x brings to a coalition of m others is, on average,
@@ -136,12 +164,12 @@ class LateInteraction(_Scores):
         -Psi of the smaller, which the larger one hides; those below it are the same whether one or both are left out.
         """
         n = self.n
-        law = check_index(index, p)
+        probability = check_index(index, p)
         best = self.scores.amax(1)
-        values = _mean_values(best, size_weights(n - 1, index, p)) + _gains(self.scores, n - 1, law).mean(1)
+        values = _mean_values(best, size_weights(n - 1, index, p)) + _gains(self.scores, n - 1, probability).mean(1)
         if n == 1:
             return torch.diag(values / 2)
-        hidden = _gains(self.scores, n - 2, law)  # [n, N]
+        hidden = _gains(self.scores, n - 2, probability)  # [n, N]
         pairs = _mean_pairs(best, size_weights(n - 2, index, p))
         for word in hidden.T.split(max(1, 2**22 // (n * n))):
             pairs -= torch.minimum(word[:, :, None], word[:, None]).sum(0) / self.scores.shape[1]
@@ -176,8 +204,8 @@ class PooledCosine(Game):
         eps = torch.finfo(torch.float64 if patches.dtype == torch.float64 else torch.float32).eps
         self._floors = 4 * len(x) * eps * self.gram.diagonal()
 
-    def _worth(self, masks: Tensor) -> Tensor:
-        x = masks.double()
+    def value_function(self, coalitions: Tensor) -> Tensor:
+        x = coalitions.double()
         floor = x @ self._floors + torch.finfo(torch.float64).tiny
         return (x @ self.alignment) / torch.maximum(((x @ self.gram) * x).sum(1), floor).sqrt()
 
@@ -186,27 +214,23 @@ class Function(Game):
     """Any function of coalitions.
 
     Args:
-        function: masks bool [S, n] -> worth, a floating tensor [S]. Gradients are not recorded.
+        function: masks bool [S, n] -> values, a floating tensor [S]. Gradients are not recorded.
         n: players. players: their names.
-        batch: coalitions a call at most.
+        batch_size: coalitions at most per call.
     """
 
+    _function = "function"
+
     def __init__(
-        self, function: Callable[[Tensor], Tensor], n: int, players: Sequence[str] | None = None, batch: int = 1024
+        self, function: Callable[[Tensor], Tensor], n: int, players: Sequence[str] | None = None, batch_size: int = 1024
     ) -> None:
         super().__init__(n, players)
         if not callable(function):
             raise TypeError(f"function: expected a callable, got {type(function).__name__}")
-        self.function, self._batch = function, check_int("batch", batch, 1, 2**31 - 1)
+        self.function, self.batch_size = function, check_int("batch_size", batch_size, 1, 2**31 - 1)
 
-    @torch.no_grad()
-    def _worth(self, masks: Tensor) -> Tensor:
-        found = self.function(masks.clone())  # which it may change
-        check_tensor("function", found)
-        check_floating("function", found)
-        if found.shape != (len(masks),):
-            raise ValueError(f"function: expected a result of shape [{len(masks)}], got {tuple(found.shape)}")
-        return found.double().cpu()
+    def value_function(self, coalitions: Tensor) -> Tensor:
+        return self.function(coalitions)
 
 
 def _scaled(x: Tensor) -> Tensor:
@@ -236,16 +260,16 @@ def _mean_of_max(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return total / rows.sum(1).clamp(min=1)
 
 
-def _gains(scores: Tensor, others: int, law: float | None) -> Tensor:
+def _gains(scores: Tensor, others: int, probability: float | None) -> Tensor:
     """Psi of each entry of each column [n, N] with `others` other players, those below it in its column."""
     n = len(scores)
     ordered, order = scores.sort(0, descending=True)
     ranks = torch.arange(1, n + 1, dtype=torch.float64) - (n - others)  # without the players left out, who are above
     ranks = ranks.clamp(min=1)[:, None]
-    if law is None:
+    if probability is None:
         alone, below = 1 / (others + 1), 1 / (ranks * (ranks + 1))
     else:
-        alone, below = (1 - law) ** others, law * (1 - law) ** (ranks - 1)
+        alone, below = (1 - probability) ** others, probability * (1 - probability) ** (ranks - 1)
     after = below.flip(0).cumsum(0).flip(0) - below  # sums over those below
     weighted = (below * ordered).flip(0).cumsum(0).flip(0) - below * ordered
     gains = alone * ordered + after * ordered - weighted

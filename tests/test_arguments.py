@@ -357,9 +357,9 @@ CALLS = {
     "PooledCosine": (games.PooledCosine, {"patches": x("Md"), "text": x("d"), "players": a(list("abc"), "None")}),
     "Function": (
         games.Function,
-        {"function": a(len), "n": a(3), "players": a(list("abc"), "None"), "batch": a(2)},
+        {"function": a(len), "n": a(3), "players": a(list("abc"), "None"), "batch_size": a(2)},
     ),
-    "Game of masks": (games.LateInteraction(torch.rand(3, 4)), {"masks": flags("SM", "empty S, one M")}),
+    "Game of coalitions": (games.LateInteraction(torch.rand(3, 4)), {"coalitions": flags("SM", "empty S, one M")}),
     "Game.exact": (GAME.exact, INDEX),
     "box_loss": (
         losses.box_loss,
@@ -371,17 +371,18 @@ CALLS = {
             "target_lengths": lengths(),
             "weight": a(0.1, "float, huge"),
             "beta": a(2.0, "float, huge"),
+            "group": a(None),
         },
     ),
     "info_nce": (losses.info_nce, {"similarity": x("BB")}),
-    "cmc_loss": (losses.cmc_loss, {"images": x("Bd"), "texts": x("Bd"), "scale": scale()}),
+    "cmc_loss": (losses.cmc_loss, {"images": x("Bd"), "texts": x("Bd"), "scale": scale(), "group": a(None)}),
     "cmc_loss with a scale to learn": (
         losses.cmc_loss,
         {"images": x("Bd"), "texts": x("Bd"), "scale": x("1", "float, huge, a dimension less")},
     ),
     "alignment_interactions": (
         losses.alignment_interactions,
-        {"alignment": x("BMN"), **LENGTHS, "num_samples": a(4, "None"), "seed": a(0)},
+        {"alignment": x("BMN"), **LENGTHS, "num_samples": a(4, "None"), "seed": a(0), "first_problem": a(0)},
     ),
     "fsa_labels": (
         losses.fsa_labels,
@@ -397,6 +398,7 @@ CALLS = {
             "temperature": a(0.2, "float, huge"),
             "negatives": flag(),
             "interactions": x("BMN", "None"),
+            "group": a(None),
         },
     ),
     "late_interaction_loss": (
@@ -407,10 +409,11 @@ CALLS = {
             "scale": scale(),
             "region_lengths": lengths(),
             "token_lengths": lengths(),
+            "group": a(None),
         },
     ),
     "late_interaction_similarity": (
-        losses.late_interaction_similarity,
+        loupe_ext.late_interaction_similarity,
         {
             "regions": x("BMd"),
             "tokens": x("CNd"),
@@ -421,7 +424,7 @@ CALLS = {
     ),
     "region_phrase_loss": (
         losses.region_phrase_loss,
-        {"regions": x("BMd"), "phrases": x("BNd"), "scale": scale(), **LENGTHS},
+        {"regions": x("BMd"), "phrases": x("BNd"), "scale": scale(), **LENGTHS, "group": a(None)},
     ),
     "region_phrase_similarity": (
         losses.region_phrase_similarity,
@@ -435,7 +438,7 @@ CALLS = {
     ),
     "sampled_interactions": (
         losses.sampled_interactions,
-        {"rows": x("BMN"), "columns": x("BMN"), "num_samples": a(4), "seed": a(0), **LENGTHS},
+        {"rows": x("BMN"), "columns": x("BMN"), "num_samples": a(4), "seed": a(0), **LENGTHS, "first_problem": a(0)},
     ),
     "sparse_grouping_loss": (
         losses.sparse_grouping_loss,
@@ -736,7 +739,7 @@ def test_integers_of_numpy_are_ints(tmp_path):
     planned.save(tmp_path / "plan.json")
     assert loupe_ext.Plan.load(tmp_path / "plan.json") == planned
     assert planned.split(np.uint8(200)) == planned.split(200)  # whose products with lengths overflow 8 bits
-    game = games.Function(lambda masks: masks.double().sum(1), i(3), batch=i(2))
+    game = games.Function(lambda masks: masks.double().sum(1), i(3), batch_size=i(2))
     assert type(game.n) is int
     found = loupe_ext.interactions(game, budget=i(8), seed=i(0), order=i(1))
     assert found.pairs is None

@@ -1,11 +1,11 @@
 """The parts of CLIP-like models: of random weights and the real architectures."""
 
-import runpy
-from pathlib import Path
+from itertools import product
 
 import pytest
 import torch
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("transformers")
 
@@ -13,6 +13,7 @@ import tokenizers
 from transformers import (
     CLIPConfig,
     CLIPModel,
+    PreTrainedTokenizer,
     PreTrainedTokenizerFast,
     Siglip2Config,
     Siglip2Model,
@@ -21,9 +22,9 @@ from transformers import (
 )
 
 from loupe_ext.losses import LoupeLoss
+from loupe_ext.model import regions
 from loupe_ext.model.clip import ClipFeatures, PhraseTokenizer
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "loop_transformers.py"
 LAYERS = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXT = {**LAYERS, "vocab_size": 60, "max_position_embeddings": 16, "pad_token_id": 0, "bos_token_id": 1}
 CAPTIONS = ["A small dog chases two cats.", "the red door of a house", "and so on!"]
@@ -42,6 +43,41 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=model, bos_token="<b>", eos_token="<e>", pad_token="<p>", unk_token="<u>", model_max_length=16
     )
+
+
+class Slow(PreTrainedTokenizer):
+    """A tokenizer without offsets, as SigLIP's is: letters in pairs, lower case, no punctuation, a mark at the end."""
+
+    def __init__(self):
+        letters = "abcdefghijklmnopqrstuvwxyz "
+        self.ids = {
+            "<p>": 0,
+            "<e>": 1,
+            "<u>": 2,
+            **{a + b: 3 + i for i, (a, b) in enumerate(product(letters, letters))},
+        }
+        super().__init__(pad_token="<p>", eos_token="<e>", unk_token="<u>", model_max_length=16)
+
+    vocab_size = property(lambda self: len(self.ids))
+
+    def get_vocab(self):
+        return self.ids
+
+    def _tokenize(self, text):
+        words = "".join(c for c in text.lower() if c.isalpha() or c.isspace()).split()
+        return [word[i : i + 2].ljust(2) for word in words for i in range(0, len(word), 2)]
+
+    def _convert_token_to_id(self, token):
+        return self.ids.get(token, 2)
+
+    def _convert_id_to_token(self, i):
+        return list(self.ids)[i]
+
+    def build_inputs_with_special_tokens(self, first, second=None):
+        return [*first, 1]
+
+    def get_special_tokens_mask(self, first, second=None, already_has_special_tokens=False):
+        return [0] * len(first) + [1]
 
 
 def models() -> dict[str, torch.nn.Module]:
@@ -76,17 +112,27 @@ def pictures(name: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_whole_is_the_models_own(name):
-    model, text = MODELS[name], PhraseTokenizer(tokenizer())(CAPTIONS)
-    image_inputs = pictures(name)
+    model, image_inputs = MODELS[name], pictures(name)
+    features = ClipFeatures(model)
+    text = PhraseTokenizer(tokenizer(), **features.padding)(CAPTIONS)
     with torch.no_grad():
-        image, caption = ClipFeatures(model)(image_inputs, text)
-        theirs = model(input_ids=text["input_ids"], attention_mask=text["attention_mask"], **image_inputs)
+        image, caption = features(image_inputs, text)
+        mask = {"attention_mask": text["attention_mask"]} if name == "clip" else {}  # SigLIP was trained without one
+        theirs = model(input_ids=text["tokens"], **mask, **image_inputs)
     torch.testing.assert_close(image.pooled, theirs.image_embeds, rtol=0, atol=1e-5)
     torch.testing.assert_close(caption.pooled, theirs.text_embeds, rtol=0, atol=1e-5)
-    assert image.patches.shape == (3, 12 if name == "siglip2" else 16, image.pooled.shape[1])
-    assert caption.phrases.shape == (3, 2, image.pooled.shape[1])
-    assert caption.lengths.tolist() == [2, 2, 1]
+    torch.testing.assert_close(features.logit_scale, model.logit_scale.exp())
+    d, L = image.pooled.shape[1], text["tokens"].shape[1]
+    assert image.patches.shape == ((3, 1, 12, d) if name == "siglip2" else (3, 4, 4, d))
     assert (image.lengths is not None and image.lengths.tolist()) == ([12, 10, 12] if name == "siglip2" else False)
+    assert image.patch == 8
+    assert caption.phrases.shape == (3, 2, d)
+    assert caption.phrase_lengths.tolist() == [2, 2, 1]
+    assert caption.tokens.shape == (3, L, d)
+    assert (16 if name != "clip" else caption.lengths.max()) == L  # SigLIP's last token is its whole
+    assert caption.lengths.tolist() == text["attention_mask"].sum(1).tolist()
+    assert len(set(caption.lengths.tolist())) > 1
+    assert caption.lengths.max() <= L
 
 
 def test_a_patch_takes_the_way_of_the_whole():
@@ -95,35 +141,100 @@ def test_a_patch_takes_the_way_of_the_whole():
     with torch.no_grad():
         hidden = clip.vision_model(**image).last_hidden_state
         expected = normalize(clip.visual_projection(clip.vision_model.post_layernorm(hidden[:, 5])), dim=-1)
-        torch.testing.assert_close(ClipFeatures(clip).images(**image).patches[:, 4], expected)
+        torch.testing.assert_close(ClipFeatures(clip).encode_image(**image).patches[:, 1, 0], expected)
         one = {
             "pixel_values": torch.randn(2, 1, 192),
             "pixel_attention_mask": torch.ones(2, 1, dtype=torch.int64),
             "spatial_shapes": torch.tensor([[1, 1], [1, 1]]),
         }
         for inputs in (one, {"pixel_values": torch.randn(2, 3, 8, 8), "interpolate_pos_encoding": True}):
-            found = ClipFeatures(MODELS["siglip2" if inputs is one else "siglip"]).images(**inputs)
-            torch.testing.assert_close(found.patches[:, 0], found.pooled)
+            found = ClipFeatures(MODELS["siglip2" if inputs is one else "siglip"]).encode_image(**inputs)
+            torch.testing.assert_close(found.patches[:, 0, 0], found.pooled)
 
 
 def test_a_phrase_is_the_mean_of_its_own_tokens():
     tokenize, clip = PhraseTokenizer(tokenizer()), MODELS["clip"]
     text = tokenize(CAPTIONS)
-    pieces = [tokenize.tokenizer.convert_ids_to_tokens(ids) for ids in text["input_ids"]]
+    pieces = [tokenize.tokenizer.convert_ids_to_tokens(ids) for ids in text["tokens"]]
     words = ["".join(pieces[0][start:end]) for start, end in text["spans"][0].tolist()]
     assert words == ["asmalldog", "twocats"]
     assert "".join(pieces[2][slice(*text["spans"][2, 0].tolist())]) == "andsoon!"  # no noun phrase: the whole caption
     assert text["spans"][2, 1].tolist() == [0, 0]
     with torch.no_grad():
-        hidden = clip.text_model(text["input_ids"], text["attention_mask"]).last_hidden_state
+        hidden = clip.text_model(text["tokens"], text["attention_mask"]).last_hidden_state
         start, end = text["spans"][0, 1].tolist()
         expected = normalize(clip.text_projection(hidden[0, start:end]).mean(0), dim=-1)
-        torch.testing.assert_close(ClipFeatures(clip).texts(**text).phrases[0, 1], expected)
+        found = ClipFeatures(clip).encode_text(**text)
+    torch.testing.assert_close(found.phrases[0, 1], expected)
+    alone = normalize(clip.text_projection(hidden[0, start]), dim=-1)
+    torch.testing.assert_close(found.tokens[0, start], alone)
+
+
+def test_a_tokenizer_without_offsets_finds_the_same_phrases():
+    tokenize = PhraseTokenizer(Slow(), padding="max_length")
+    captions = ["A small dog, (two  cats)!", "the red door\nof a house", "and so on!", "a dog " * 9]
+    text = tokenize(captions)
+    found = []
+    for ids, spans, count in zip(text["tokens"], text["spans"].tolist(), text["phrase_lengths"], strict=True):
+        pieces = ["".join(tokenize.tokenizer.convert_ids_to_tokens(ids[slice(*span)])) for span in spans[:count]]
+        found.append([piece.replace(" ", "") for piece in pieces])
+    assert found[:3] == [["asmalldog", "twocats"], ["thereddoor", "ahouse"], ["andsoon"]]
+    assert found[3] == ["adog"] * 5  # of 3 tokens each, in the 15 that are left
+    assert text["attention_mask"].sum(1).tolist() == [11, 12, 5, 16]
+
+
+def test_padding_changes_nothing_of_clip():
+    """Its text model is not shown the mask, so that nothing waits for the device."""
+    features, tokenize = ClipFeatures(MODELS["clip"]), PhraseTokenizer(tokenizer())
+    with torch.no_grad():
+        together = features.encode_text(**tokenize(CAPTIONS))
+        for i, caption in enumerate(CAPTIONS):
+            alone = features.encode_text(**tokenize([caption]))
+            torch.testing.assert_close(alone.pooled[0], together.pooled[i])
+            torch.testing.assert_close(alone.tokens[0], together.tokens[i, : alone.lengths[0]])
+            torch.testing.assert_close(alone.phrases[0], together.phrases[i, : alone.phrase_lengths[0]])
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_patches_lie_on_their_grid_and_may_propose_boxes(name):
+    torch.manual_seed(0)
+    features = ClipFeatures(MODELS[name], region_head=True)
+    wide = {"pixel_values": torch.randn(2, 3, 24, 40), "interpolate_pos_encoding": True}
+    image = features.encode_image(**wide)
+    assert image.patches.shape[:3] == (2, 3, 5)
+    assert image.boxes.shape == (2, 15, 4)
+    centre = (image.boxes[..., :2] + image.boxes[..., 2:])[0] / 2
+    torch.testing.assert_close(centre, regions.centres(3, 5, patch=8.0), rtol=0, atol=4)  # near its own patch
+    proposed, boxes, confidence = image.proposals(4)
+    assert (proposed.shape[:2], boxes.shape, confidence.shape) == ((2, 4), (2, 4, 4), (2, 4))
+    (boxes.sum() + confidence.sum()).backward()
+    assert features.region_head.project.weight.grad.abs().sum() > 0
+
+
+class NoReads(TorchDispatchMode):
+    """Refuses whatever would wait for a device."""
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "is_nonzero", "item", "_to_cpu"):
+            raise AssertionError(f"a host read: {op}")
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_nothing_is_read_on_the_host(name, monkeypatch):
+    """But what the checks read on the CPU alone; SigLIP 2's images are of sizes that the library itself reads."""
+    monkeypatch.setattr("loupe_ext.model.clip.check_range", lambda *_: None)
+    features = ClipFeatures(MODELS[name])
+    text = PhraseTokenizer(tokenizer(), **features.padding)(CAPTIONS)
+    with pytest.raises(AssertionError, match="a host read"), NoReads():
+        bool(text["attention_mask"].all())
+    with NoReads():
+        features(pictures(name), text)
 
 
 def test_phrases_that_are_cut_off_are_left_out():
     text = PhraseTokenizer(tokenizer(), max_length=5)(CAPTIONS[:1])
-    assert text["input_ids"].shape == (1, 5)
+    assert text["tokens"].shape == (1, 5)
     assert text["phrase_lengths"].tolist() == [1]
     assert text["spans"][0, 0, 1] <= 4
 
@@ -136,11 +247,11 @@ def test_all_that_the_losses_need_learns(name):
     losses = criterion(
         image.pooled,
         text.pooled,
-        image.patches,
+        image.patches.flatten(1, 2),
         text.phrases,
-        logit_scale=features.model.logit_scale.exp(),
+        logit_scale=features.logit_scale,
         region_lengths=image.lengths,
-        phrase_lengths=text.lengths,
+        phrase_lengths=text.phrase_lengths,
     )
     assert set(losses) == {"loss", "cmc", "region_phrase", "fsa", "gate"}
     losses["loss"].backward()
@@ -151,31 +262,41 @@ def test_all_that_the_losses_need_learns(name):
 def test_bad_input_is_named():
     with pytest.raises(TypeError, match=r"model: expected a CLIPModel.*got Linear"):
         ClipFeatures(torch.nn.Linear(2, 2))
-    with pytest.raises(TypeError, match="tokenizer: expected a fast one"):
-        PhraseTokenizer(str)
+    with pytest.raises(ValueError, match="region_head: expected a model whose images have one grid"):
+        ClipFeatures(MODELS["siglip2"], region_head=True)
+    with pytest.raises(TypeError, match="tokenizer: expected one of transformers, got int"):
+        PhraseTokenizer(3)
+    with pytest.raises(TypeError, match="chunker: expected a callable, got str"):
+        PhraseTokenizer(tokenizer(), "rules")
+    with pytest.raises(ValueError, match="tokenizer: expected padding on the right"):
+        PhraseTokenizer(tokenizer(), padding_side="left")
     tokenize = PhraseTokenizer(tokenizer())
     with pytest.raises(TypeError, match="captions: expected a sequence of str"):
         tokenize("a dog")
+    with pytest.raises(ValueError, match="captions: expected one or more"):
+        tokenize([])
     with pytest.raises(ValueError, match=r"captions\[1\]: expected a word or more, got ' '"):
         tokenize(["a dog", " "])
 
 
-def test_the_example_trains_a_model_of_a_folder_on_pictures_of_a_folder(tmp_path, monkeypatch, capsys):
-    image_module = pytest.importorskip("PIL.Image")
-    from transformers import CLIPImageProcessor, CLIPProcessor
+def test_wrong_arguments_are_named():
+    from tests.test_arguments import complaints, whole, x
 
-    crop = {"height": 32, "width": 32}
-    words = CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=crop), tokenizer())
-    words.save_pretrained(tmp_path / "model")
-    CLIPModel(MODELS["clip"].config).save_pretrained(tmp_path / "model")
-    for i, colour in enumerate(("red", "green", "blue")):
-        image_module.new("RGB", (40, 36), colour).save(tmp_path / f"{i}.png")
-    (tmp_path / "pictures.csv").write_text("0.png,a red door\n1.png,the small dog\n2.png,two cats\n")
-    command = [str(tmp_path / "model"), str(tmp_path / "pictures.csv"), "--steps", "2", "--batch-size", "2"]
-    monkeypatch.setattr("sys.argv", ["", *command, "--device", "cpu", "--out", str(tmp_path / "out")])
-    runpy.run_path(str(EXAMPLE), run_name="__main__")
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" loss")[0] for line in lines] == ["step 1", "step 2"]
-    before, after = (CLIPModel.from_pretrained(tmp_path / folder).state_dict() for folder in ("model", "out"))
-    assert before.keys() == after.keys()
-    assert not all(torch.equal(before[name], after[name]) for name in before)
+    features = ClipFeatures(MODELS["clip"])
+    made, wrong = complaints(
+        lambda pixel_values: features.encode_image(pixel_values, interpolate_pos_encoding=True),
+        {"pixel_values": x("B3HW", "float16, bfloat16, float64")},
+    )
+    assert made > 10
+    assert wrong == {}
+    made, wrong = complaints(
+        features.encode_text,
+        {
+            "tokens": whole("BN"),
+            "spans": whole("BP2", "empty P, values of -1, values of 200"),
+            "phrase_lengths": whole("B", "int32, values of -1, values of 200"),
+            "attention_mask": whole("BN", "None, values of -1, values of 200"),
+        },
+    )
+    assert made > 50
+    assert wrong == {}

@@ -9,7 +9,8 @@ import torch
 
 import loupe_ext
 from loupe_ext import games
-from loupe_ext.explain.plan import Plan, pattern_weights, size_weights, subsets
+from loupe_ext._indices import size_weights
+from loupe_ext.explain.plan import Plan, pattern_weights, subsets
 
 LAWS = [("shapley", 0.5), ("banzhaf", 0.5), ("banzhaf", 0.2)]
 
@@ -200,8 +201,8 @@ class Softmax(games.Game):
         super().__init__(len(scores))
         self.scores = scores
 
-    def _worth(self, masks):
-        weights = torch.where(masks[..., None], self.scores / 0.3, -torch.inf).softmax(1).nan_to_num()
+    def value_function(self, coalitions):
+        weights = torch.where(coalitions[..., None], self.scores / 0.3, -torch.inf).softmax(1).nan_to_num()
         return (weights * self.scores).sum(1).mean(1)
 
 
@@ -444,8 +445,8 @@ def test_the_empty_coalition_is_kept(design, tmp_path):
 
 def test_a_closed_form_and_an_old_file_have_a_baseline():
     class Raised(games.MaxSim):
-        def _worth(self, masks):
-            return super()._worth(masks) + 5
+        def value_function(self, coalitions):
+            return super().value_function(coalitions) + 5
 
     found = loupe_ext.interactions(Raised(X))
     assert found.baseline == 5
@@ -516,7 +517,7 @@ PLAN = loupe_ext.plan(8, 60)
         (lambda: games.LateInteraction(X).exact("banzhaf", 2.0), ValueError, "p: expected"),
         (lambda: games.Function(len, 0), ValueError, "n: expected 1"),
         (lambda: games.Function(len, 2.5), TypeError, "n: expected an int"),
-        (lambda: games.Function(len, 3, batch=0), ValueError, "batch: expected 1"),
+        (lambda: games.Function(len, 3, batch_size=0), ValueError, "batch_size: expected 1"),
         (lambda: games.Function(3, 3), TypeError, "function: expected a callable"),
         (lambda: loupe_ext.interactions(games.MaxSim(X)).top(-1), ValueError, "k: expected 0"),
         (lambda: games.MaxMean(X, X[:2]), ValueError, "col_scores: expected the shape"),
@@ -524,8 +525,12 @@ PLAN = loupe_ext.plan(8, 60)
         (lambda: games.MaxSim(X.long()), TypeError, "scores"),
         (lambda: games.LateInteraction(X, players=["a"]), ValueError, "players: expected 4"),
         (lambda: games.PooledCosine(X, X[0, :2]), ValueError, r"text: expected shape \[3\]"),
-        (lambda: games.MaxSim(X)(torch.ones(2, 3, dtype=torch.bool)), ValueError, r"masks: expected shape \[S, 7\]"),
-        (lambda: games.MaxSim(X)(torch.ones(2, 7)), TypeError, "masks: expected a bool"),
+        (
+            lambda: games.MaxSim(X)(torch.ones(2, 3, dtype=torch.bool)),
+            ValueError,
+            r"coalitions: expected shape \[S, 7\]",
+        ),
+        (lambda: games.MaxSim(X)(torch.ones(2, 7)), TypeError, "coalitions: expected a bool"),
         (lambda: games.Function(lambda m: m, 3)(torch.ones(2, 3, dtype=torch.bool)), TypeError, "function"),
         (lambda: games.Function(lambda m: m.double(), 3)(torch.ones(2, 3, dtype=torch.bool)), ValueError, "function"),
         (lambda: loupe_ext.interactions(lambda m: m), TypeError, "game: expected a Game"),
@@ -570,14 +575,6 @@ def test_results_that_do_not_fit_together(changed, tmp_path):
     (tmp_path / "x.json").write_text(json.dumps({**stored, **changed}))
     with pytest.raises(ValueError, match="path: expected"):
         loupe_ext.Interactions.load(tmp_path / "x.json")
-
-
-def test_functions_may_change_their_masks_and_see_none_without_coalitions():
-    game = games.Function(lambda masks: masks.logical_not_().amax(0)[:1].expand(len(masks)).double(), 3)
-    masks = torch.ones(2, 3, dtype=torch.bool)
-    game(masks)
-    assert masks.all()
-    assert game(masks[:0]).shape == (0,)
 
 
 def test_a_bar_shows_how_far_it_is_and_changes_nothing(monkeypatch, capsys):

@@ -7,8 +7,9 @@ import torch
 from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from loupe_ext.losses import late_interaction, late_interaction_loss, late_interaction_similarity
-from tests import naive_losses as naive
+from loupe_ext.losses import late_interaction_loss
+from loupe_ext.ops import late_interaction, late_interaction_similarity
+from python_ref import losses as naive
 from tests.backends import assert_close
 from tests.test_losses import features, values_and_gradients
 

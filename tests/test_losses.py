@@ -16,7 +16,7 @@ from loupe_ext.losses import (
     region_phrase_similarity,
     sparse_grouping_loss,
 )
-from tests import naive_losses as naive
+from python_ref import losses as naive
 from tests.backends import assert_close
 from tests.samples import random_pairs
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loupe_ext._checks import check_range, check_tensor
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -40,3 +42,22 @@ class Batch:
             else:
                 moved[each.name] = value.to(device, non_blocking=True)
         return Batch(**moved)
+
+
+def checked(batch: Batch) -> Batch:
+    """The batch, whose shapes and lengths fit each other: looked at before it goes to a device.
+
+    Raises:
+        TypeError, ValueError: naming the field, what was expected and what came.
+    """
+    for name, value, dims in (("tokens", batch.tokens, 2), ("spans", batch.spans, 3), ("phrase_lengths", None, 1)):
+        value = batch.phrase_lengths if value is None else value
+        check_tensor(name, value)
+        if value.dtype != torch.int64 or value.dim() != dims or len(value) != len(batch):
+            expected = f"int64 with {dims} dimensions, {len(batch)} long"
+            raise ValueError(f"{name}: expected {expected}, got {value.dtype} {tuple(value.shape)}")
+    if not len(batch):
+        raise ValueError("batches: expected one pair or more in each, got none")
+    check_range("spans", batch.spans, 0, batch.tokens.shape[1])
+    check_range("phrase_lengths", batch.phrase_lengths, 1, batch.spans.shape[1])
+    return batch

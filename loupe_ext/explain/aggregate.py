@@ -11,7 +11,7 @@ from loupe_ext.explain import surrogate
 from loupe_ext.explain.plan import Group, Plan, pattern_weights, walk_orders
 from loupe_ext.explain.results import Interactions
 from loupe_ext.extras import needs
-from loupe_ext.games import Game
+from loupe_ext.games import Game, closed_form
 from loupe_ext.ops import coalition_moments, unpack_coalitions
 
 ROWS = 2**14  # coalitions unpacked at a time
@@ -110,7 +110,7 @@ def _subtract_control(plan: Plan, y: Tensor, control: Game) -> tuple[Tensor, Ten
         raise TypeError(f"control: expected a Game, got {type(control).__name__}")
     if control.n != plan.n:
         raise ValueError(f"control: expected a game of {plan.n} players, got one of {control.n}")
-    exact = control.exact(plan.index, plan.p)
+    exact = closed_form(control, plan.index, plan.p)
     if exact is None:
         raise ValueError("control: expected a game that knows its interactions in closed form")
     h = torch.cat([control(plan.masks(part)).double() for part in plan.split(1 + len(plan) // 4096)])

@@ -6,7 +6,7 @@ from loupe_ext._checks import check_choice, check_index, check_int
 from loupe_ext.explain.aggregate import aggregate
 from loupe_ext.explain.plan import plan
 from loupe_ext.explain.results import Interactions
-from loupe_ext.games import Game
+from loupe_ext.games import Game, closed_form
 
 METHODS = ("auto", "closed form", "stratified", "bernoulli", "permutation")
 
@@ -44,7 +44,7 @@ def interactions(
     order = check_int("order", order, 1, 2)
     check_index(index, p)
     check_choice("method", method, METHODS)
-    known = game.exact(index, p) if method in ("auto", "closed form") else None
+    known = closed_form(game, index, p) if method in ("auto", "closed form") else None
     if known is None and method == "closed form":
         raise ValueError(f"method: expected another than 'closed form', which {type(game).__name__} does not have")
     if known is None:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from loupe_ext._checks import check_flag, check_index, check_int
+from loupe_ext._indices import size_weights
 from loupe_ext._io import write
-from loupe_ext.explain.laws import size_weights
 from loupe_ext.ops import pack_coalitions, sample_coalitions, sample_permutations, unpack_coalitions
 from loupe_ext.ops.coalitions import MAX_PLAYERS
 

@@ -1,10 +1,12 @@
 """Learning boxes from pseudo boxes."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 
 from loupe_ext._checks import check_features, check_number, check_same, length_mask
+from loupe_ext._distributed import Group, check_group, place
 from loupe_ext._dtypes import widened
 
 
@@ -16,6 +18,8 @@ def box_loss(
     target_lengths: Tensor | None = None,
     weight: float = 0.1,
     beta: float = 2.0,
+    *,
+    group: Group = None,
 ) -> Tensor:
     """Teach each patch's box and confidence from an image's pseudo boxes. An addition: the paper leaves it open.
 
@@ -29,6 +33,8 @@ def box_loss(
         targets: [B, P, 4] pseudo boxes; target_lengths: [B] int32 or int64; None: all P.
         centres: [n, 2], x and y of the patches.
         weight: of the regression. beta: where smooth-L1 turns from squared to absolute, in pixels.
+        group: of processes that hold some of the images each, as many or not: the mean of their losses, and of
+            gradients, is that of all images in one process. None: this process holds all.
 
     Returns:
         A scalar in the promoted dtype of `boxes` and `confidence`, to which gradients flow. Half types are computed in
@@ -45,6 +51,7 @@ def box_loss(
     check_same("targets", targets, "boxes", boxes, {"B": (0, 0)})
     check_same("centres", centres, "boxes", boxes, {"n": (0, 1)})
     weight, beta = check_number("weight", weight, 0), check_number("beta", beta, 0)
+    check_group(group)
     present = length_mask("target_lengths", target_lengths, targets, 1)[:, None]
     dtype = torch.promote_types(boxes.dtype, confidence.dtype)
     _, (boxes, confidence, targets, centres) = widened(boxes, confidence, targets, centres)
@@ -58,5 +65,8 @@ def box_loss(
     regression = smooth_l1_loss(boxes, mine, beta=beta, reduction="none").sum(-1)
     chosen = inner | outside
     objectness = binary_cross_entropy_with_logits(confidence, inner.to(confidence.dtype), reduction="none")
-    regressed = (regression * inner).sum() / inner.sum().clamp(min=1)
-    return (weight * regressed + (objectness * chosen).sum() / chosen.sum().clamp(min=1)).to(dtype)
+    counts = torch.stack([inner.sum(), chosen.sum()])
+    if group is not None:
+        dist.all_reduce(counts, group=group)
+    regressed, judged = torch.stack([(regression * inner).sum(), (objectness * chosen).sum()]) / counts.clamp(min=1)
+    return ((weight * regressed + judged) * place(group)[1]).to(dtype)

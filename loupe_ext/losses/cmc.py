@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from loupe_ext._checks import check_features, check_same, check_scale
+from loupe_ext._distributed import Group, check_group, common_sizes, gathered, place
 from loupe_ext._dtypes import directions, no_autocast, widened
 
 
@@ -18,16 +19,27 @@ def info_nce(similarity: Tensor) -> Tensor:
     if similarity.shape[0] != similarity.shape[1]:
         raise ValueError(f"similarity: expected a square, got {tuple(similarity.shape)}")
     dtype, (similarity,) = widened(similarity)
-    match = torch.arange(len(similarity), device=similarity.device)
-    return ((cross_entropy(similarity, match) + cross_entropy(similarity.T, match)) / 2).to(dtype)
+    return contrast(similarity, similarity.T).to(dtype)
 
 
-def cmc_loss(images: Tensor, texts: Tensor, scale: Tensor | float) -> Tensor:
+def contrast(of_images: Tensor, of_texts: Tensor, group: Group = None) -> Tensor:
+    """The mean cross-entropy of logits [B, processes * B], own images with all texts and own texts with all images.
+
+    Own pairs match from column rank * B on.
+    """
+    match = place(group)[0] * len(of_images) + torch.arange(len(of_images), device=of_images.device)
+    return (cross_entropy(of_images, match) + cross_entropy(of_texts, match)) / 2
+
+
+def cmc_loss(images: Tensor, texts: Tensor, scale: Tensor | float, *, group: Group = None) -> Tensor:
     """L_CMC (LOUPE, section 3.1; CLIP's loss): symmetric InfoNCE of the cosines of global embeddings.
 
     Args:
         images, texts: [B, d] embeddings of B matched pairs, any length; floating dtypes, which promote.
         scale: the inverse temperature, a positive number or a tensor [] or [1] (learned).
+        group: a torch.distributed.ProcessGroup, whose processes each hold an equal slice of the batch, in the order of
+            ranks: each contrasts its own pairs with everybody's, and the mean of their losses, and of gradients, is
+            that of the whole batch in one process. None: this process holds all.
 
     Returns:
         A scalar in the promoted dtype; gradients flow to all three. float64 is computed in float64, everything else in
@@ -40,6 +52,12 @@ def cmc_loss(images: Tensor, texts: Tensor, scale: Tensor | float) -> Tensor:
     check_features("texts", texts, "Bd")
     check_same("texts", texts, "images", images, {"B": (0, 0), "d": (1, 1)})
     scale = check_scale(scale, images.device)
+    check_group(group)
     dtype, (images, texts) = widened(images, texts)
+    images, texts = directions(images), directions(texts)
     with no_autocast(images.device):
-        return info_nce(scale * directions(images) @ directions(texts).T).to(dtype)
+        if group is None:
+            return info_nce(scale * images @ texts.T).to(dtype)
+        common_sizes("images", images, group)
+        of_images, of_texts = images @ gathered(texts, group).T, texts @ gathered(images, group).T
+        return contrast(scale * of_images, scale * of_texts, group).to(dtype)

@@ -18,11 +18,13 @@ def sampled_interactions(
     seed: int = 0,
     region_lengths: Tensor | None = None,
     phrase_lengths: Tensor | None = None,
+    *,
+    first_problem: int = 0,
 ) -> Tensor:
     """The interactions of `pairwise_interactions`, estimated as LOUPE does (sections 3.2 to 3.4).
 
     For each region i and phrase j, the mean of v(T+i+j) - v(T+i) - v(T+j) + v(T) over random coalitions T of the other
-    players, drawn under the law of the Shapley index; unbiased. That law is: p uniform on (0, 1), then each player with
+    players, drawn under the Shapley index's distribution; unbiased. It is: p uniform on (0, 1), then each player with
     probability p. So a coalition of all players, without i and j and without players that a problem lacks, is such a T,
     and one draw serves all pairs of its problem.
 
@@ -32,6 +34,8 @@ def sampled_interactions(
         num_samples: K, coalitions per problem, 1 or more. The error falls as 1 / sqrt(K).
         seed: 0 to 2^64 - 1. The coalitions are a function of the seed and the problem's place in the batch.
         region_lengths, phrase_lengths: [B] int32 or int64, in 1..M and 1..N; None: all of them.
+        first_problem: where this part of a larger batch, of the same M and N, starts: problem b draws what problem
+            `first_problem` + b of that batch draws.
 
     Returns:
         [B, M, N] in the scores' unit and promoted dtype (half types are computed in float32), 0 at the padding, without
@@ -44,6 +48,7 @@ def sampled_interactions(
     check_like("columns", columns, "rows", rows, dtype=False)
     num_samples, seed = check_int("num_samples", num_samples, 1, 2**31), check_int("seed", seed, 0, 2**64 - 1)
     B, M, N = rows.shape
+    first_problem = check_int("first_problem", first_problem, 0, 2**62 - B)
     if M + N > MAX_PLAYERS:
         raise ValueError(f"rows: expected at most {MAX_PLAYERS} regions and phrases together, got {M + N}")
     there = length_mask("region_lengths", region_lengths, rows, 1)
@@ -64,7 +69,7 @@ def sampled_interactions(
                 len(total[own]),
                 seed=seed,
                 antithetic=False,
-                first_problem=b,
+                first_problem=first_problem + b,
                 first_sample=k,
                 device=rows.device,
             )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from loupe_ext._checks import check_device, check_features, check_flag, check_same, check_tensor, length_mask
+from loupe_ext._checks import check_device, check_features, check_flag, check_same, check_tensor, length_mask, unchecked
 from loupe_ext._dtypes import widened
 
 
@@ -74,7 +74,8 @@ def tsa_loss(
     check_same("interactions", interactions, "confidence", confidence, {"B": (0, 0), "M": (1, 1)})
     dtype = confidence.dtype
     _, (confidence, interactions) = widened(confidence, interactions)
-    labels = tsa_labels(interactions, sizes, region_lengths, literal)
     there = length_mask("region_lengths", region_lengths, confidence, 1)
+    with unchecked():
+        labels = tsa_labels(interactions, sizes, region_lengths, literal)
     each = binary_cross_entropy_with_logits(confidence.masked_fill(~there, 0), labels, reduction="none")
     return ((each * there).sum(1) / there.sum(1)).mean().to(dtype)

@@ -4,10 +4,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 
-from loupe_ext._checks import check_device, check_features, check_floating, check_number, check_sizes, check_tensor
+from loupe_ext._checks import (
+    check_device,
+    check_features,
+    check_floating,
+    check_number,
+    check_range,
+    check_same,
+    check_tensor,
+)
 from loupe_ext._dtypes import at_least_float32, promoted
 from loupe_ext.extras import needs
 from loupe_ext.model.image import PATCH
+
+ON_HOST = ("cpu",)  # devices whose masks scipy labels; on any other the host would have to wait for them
+PIXELS = 2**22  # of the maps that are looked at together
 
 
 def heat_maps(patches: Tensor, phrases: Tensor) -> Tensor:
@@ -17,7 +28,7 @@ def heat_maps(patches: Tensor, phrases: Tensor) -> Tensor:
     """
     check_features("patches", patches, "Bhwd")
     check_features("phrases", phrases, "BPd")
-    check_sizes("phrases", phrases, "patches", patches, {"B": (0, 0), "d": (2, 3)})
+    check_same("phrases", phrases, "patches", patches, {"B": (0, 0), "d": (2, 3)})
     return torch.einsum("bhwd,bpd->bphw", *promoted(patches, phrases))
 
 
@@ -56,7 +67,7 @@ def heat_boxes(heat: Tensor, threshold: float, patch: float = PATCH) -> Tensor:
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape, dtype or value.
-        ImportError: scipy is missing.
+        ImportError: the maps are on the CPU, and scipy is missing.
     """
     heat = check_maps(heat)
     check_number("threshold", threshold)
@@ -67,11 +78,11 @@ def heat_boxes(heat: Tensor, threshold: float, patch: float = PATCH) -> Tensor:
     size = [round(n * patch) for n in heat.shape[1:]]
     if not 0 < min(size) <= max(size) < 2**31:
         raise ValueError(f"patch: expected maps of 1 to 2^31 - 1 pixels a side, got {patch} for {tuple(heat.shape)}")
-    for maps in heat.split(256):
+    for maps in heat.split(max(1, PIXELS // (size[0] * size[1]))):
         fine = interpolate(maps[:, None], size=size, mode="bilinear")[:, 0]
         mean, peak = fine.mean((1, 2), keepdim=True), fine.amax((1, 2), keepdim=True)
         hot = fine >= torch.minimum(mean + threshold * (peak - mean), peak)  # the mean of a constant may round above it
-        blob = connected(hot, fine.flatten(1).argmax(1))
+        blob = _connected(hot, fine.flatten(1).argmax(1))
         none = ~(blob.any((1, 2)) & maps.isfinite().all((1, 2)))
         boxes.append(extents(blob).to(heat.dtype).masked_fill(none[:, None], torch.nan))
     return torch.cat(boxes)
@@ -126,7 +137,7 @@ def connected(mask: Tensor, seeds: Tensor) -> Tensor:
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape, dtype or value.
-        ImportError: scipy is missing.
+        ImportError: the masks are on the CPU, and scipy is missing.
     """
     check_masks("mask", mask)
     check_tensor("seeds", seeds)
@@ -134,13 +145,46 @@ def connected(mask: Tensor, seeds: Tensor) -> Tensor:
     if seeds.shape != (n,) or seeds.dtype != torch.int64:
         raise ValueError(f"seeds: expected int64 of shape [{n}], got {seeds.dtype} {tuple(seeds.shape)}")
     check_device("seeds", seeds, "mask", mask)
-    if ((seeds < 0) | (seeds >= pixels)).any():
-        raise ValueError(f"seeds: expected 0 to {pixels - 1}, got {seeds.min()} to {seeds.max()}")
-    with needs("scipy"):
-        from scipy.ndimage import label
-    neighbours = [[[0] * 3] * 3, [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0] * 3] * 3]  # within a mask, not to the next
-    parts = torch.from_numpy(label(mask.cpu().numpy(), neighbours)[0]).to(mask.device)
-    return mask & (parts == parts.flatten(1).gather(1, seeds[:, None])[..., None])
+    check_range("seeds", seeds, 0, pixels - 1)
+    return _connected(mask, seeds)
+
+
+def _connected(mask: Tensor, seeds: Tensor) -> Tensor:
+    if mask.device.type in ON_HOST:
+        with needs("scipy"):
+            from scipy.ndimage import label
+        neighbours = [[[0] * 3] * 3, [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0] * 3] * 3]  # within a mask, not to the next
+        parts = torch.from_numpy(label(mask.numpy(), neighbours)[0]).flatten(1)
+    else:
+        parts = _parts(mask)
+    return mask & (parts == parts.gather(1, seeds[:, None])).view_as(mask)
+
+
+def _parts(mask: Tensor) -> Tensor:
+    """The first pixel of the part that each pixel of masks [n, h, w] is in, [n, h * w], without waiting for a device.
+
+    A pixel points at its part's first pixel known so far, a root; to begin with, of its run in its row. In a round
+    each root that touches smaller ones points at the least, twice over. If the first time a root neither does so nor is
+    pointed at, all that it touches came to point below it, so the second time it does. Thus each round leaves at most
+    half of a part's roots, or one. Chains of pointers are no longer than roots are many, and each step halves them.
+    """
+    h, w = mask.shape[1:]
+    pixel = torch.arange(h * w, device=mask.device).view(h, w)
+    inside = torch.zeros_like(mask)
+    inside[:, :, 1:] = mask[:, :, 1:] & mask[:, :, :-1]
+    root = pixel.expand_as(mask).masked_fill(inside, -1).cummax(2).values.flatten(1)
+    joined = (mask[:, 1:] & mask[:, :-1]).flatten(1)
+    roots = h * ((w + 1) // 2)
+    while roots > 1:
+        for _ in range(2):
+            above = root[:, :-w]
+            below = torch.where(joined, root[:, w:], above)
+            ends = torch.minimum(above, below), torch.maximum(above, below)
+            root = root.scatter_reduce(1, ends[1], ends[0], "amin")
+            for _ in range((roots - 1).bit_length()):
+                root = root.gather(1, root)
+        roots //= 2
+    return root
 
 
 def extents(masks: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from loupe_ext._checks import (
     check_floating,
     check_int,
     check_number,
-    check_sizes,
+    check_same,
     check_tensor,
 )
 from loupe_ext._dtypes import at_least_float32, promoted
@@ -103,7 +103,7 @@ def propose(boxes: Tensor, confidence: Tensor, count: int, overlap: float = 0.5)
     """
     check_features("boxes", boxes, "Bn4")
     check_features("confidence", confidence, "Bn")
-    check_sizes("confidence", confidence, "boxes", boxes, {"B": (0, 0), "n": (1, 1)})
+    check_same("confidence", confidence, "boxes", boxes, {"B": (0, 0), "n": (1, 1)})
     count, n = check_int("count", count, 1, sys.maxsize), boxes.shape[1]
     overlap = check_number("overlap", overlap, 0, 1)
     if count > n:
@@ -142,7 +142,7 @@ def box_features(patches: Tensor, boxes: Tensor, patch: float = PATCH) -> Tensor
     """
     check_features("patches", patches, "Bhwd")
     check_features("boxes", boxes, "BM4")
-    check_sizes("boxes", boxes, "patches", patches, {"B": (0, 0)})
+    check_same("boxes", boxes, "patches", patches, {"B": (0, 0)})
     patch = check_number("patch", patch, 0, above=True)
     inside = coverage(boxes, patches.shape[1], patches.shape[2], patch / 4, patch)
     inside, wide = promoted(inside, patches.flatten(1, 2))
@@ -162,13 +162,13 @@ def window_features(patches: Tensor, side: int, stride: int) -> Tensor:
     if not (1 <= side <= min(h, w) and stride >= 1):
         raise ValueError(f"side, stride: expected windows inside {h} x {w} patches, got {side}, {stride}")
     wide = at_least_float32(patches)
-    rows, columns = (_windows(n, side, stride).to(wide) for n in (h, w))
+    rows, columns = (_windows(n, side, stride, wide) for n in (h, w))
     sums = torch.einsum("iy,jx,byxd->bijd", rows, columns, wide).flatten(1, 2)
     return normalize(sums, dim=-1).to(patches.dtype)
 
 
-def _windows(n: int, side: int, stride: int) -> Tensor:
+def _windows(n: int, side: int, stride: int, like: Tensor) -> Tensor:
     """[windows, n], 1 where a position lies in a window."""
-    start = torch.arange(0, n - side + 1, stride)[:, None]
-    at = torch.arange(n)
-    return (at >= start) & (at < start + side)
+    start = torch.arange(0, n - side + 1, stride, device=like.device)[:, None]
+    at = torch.arange(n, device=like.device)
+    return ((at >= start) & (at < start + side)).to(like.dtype)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from loupe_ext._checks import check_int
+from loupe_ext._distributed import place
 from loupe_ext._settings import Settings, setting
 from loupe_ext.losses import contrast_gate
 from loupe_ext.model.features import ImageFeatures, TextFeatures
@@ -181,9 +182,8 @@ class Objective(nn.Module):
         metrics: dict[str, Tensor] = {}
         if any(term.gated for term in self.terms.values()):
             contrasts = [parts[name] for name, term in self.terms.items() if term.contrasts]
-            metrics["gate"] = (
-                contrast_gate(contrasts, seen.batch_size) if contrasts else torch.ones_like(seen.logit_scale).detach()
-            )
+            ungated, total = torch.ones((), device=image.pooled.device), seen.batch_size * place(group)[1]
+            metrics["gate"] = contrast_gate(contrasts, total, group) if contrasts else ungated
         loss = sum(
             (term.weight * metrics["gate"] if term.gated else term.weight) * parts[name]
             for name, term in self.terms.items()

@@ -3,6 +3,7 @@
 A term of one's own is any object with `weight`, `gated`, `contrasts` and `loss(seen)`; see `Term`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from loupe_ext import losses, region_interactions
+from loupe_ext._distributed import place
 from loupe_ext._settings import Settings, setting
 from loupe_ext.model.heat import heat_boxes, heat_maps, sharpened
 from loupe_ext.model.regions import centres
@@ -53,7 +55,7 @@ class CMC(Settings):
     contrasts: ClassVar[bool] = True
 
     def loss(self, seen: Seen) -> Tensor:
-        return losses.cmc_loss(seen.image.pooled, seen.text.pooled, seen.logit_scale)
+        return losses.cmc_loss(seen.image.pooled, seen.text.pooled, seen.logit_scale, group=seen.group)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class LateInteraction(Settings):
         text = seen.text
         of = (text.tokens, text.lengths) if self.of == "tokens" else (text.phrases, text.phrase_lengths)
         return losses.late_interaction_loss(
-            seen.patches, of[0], seen.local_logit_scale, region_lengths=seen.image.lengths, token_lengths=of[1]
+            seen.patches, of[0], seen.local_logit_scale, seen.image.lengths, of[1], group=seen.group
         )
 
 
@@ -88,6 +90,7 @@ class RegionPhrase(Settings):
             seen.local_logit_scale,
             seen.text.phrase_lengths,
             region_lengths=seen.region_lengths,
+            group=seen.group,
         )
 
 
@@ -140,6 +143,7 @@ class FSA(Settings):
             temperature=self.temperature,
             negatives=self.negatives,
             interactions=None if estimate is None else estimate.interactions,
+            group=seen.group,
         )
 
     def interactions(self, seen: Seen) -> Estimate | None:
@@ -152,11 +156,23 @@ class FSA(Settings):
 
         def compute(chosen: Tensor | slice) -> Tensor:
             of_regions = None if regions is None else regions[chosen]
-            return losses.alignment_interactions(seen.alignment[chosen], of_regions, phrases[chosen], samples, seed)
+            alignment = seen.alignment[chosen]
+            return losses.alignment_interactions(
+                alignment, of_regions, phrases[chosen], samples, seed, first_problem=seen.first
+            )
 
         if self.source == "sampled":
             return Estimate(compute(slice(None)), seen.alignment.new_zeros(()), {})
-        return seen.learners["fsa"](seen.regions, seen.text.phrases, seen.alignment, compute, regions, phrases)
+        return seen.learners["fsa"](
+            seen.regions,
+            seen.text.phrases,
+            seen.alignment,
+            compute,
+            regions,
+            phrases,
+            first=seen.first,
+            group=seen.group,
+        )
 
 
 @dataclass(frozen=True)
@@ -211,6 +227,7 @@ class TSA(Settings):
                 text_lengths=None if lengths is None else lengths[chosen],
                 num_samples=self.samples,
                 seed=seen.seed * 1_000_003 + seen.step,
+                first_problem=seen.first,
             )
             return found[..., None]
 
@@ -220,7 +237,9 @@ class TSA(Settings):
             # What each region is of the whole image: its length says how much, which the features of a box leave out.
             shares = masks.to(patches.dtype) @ patches / patches.sum(1, keepdim=True).norm(dim=-1, keepdim=True)
             alignment = seen.local_logit_scale * shares @ text.pooled[..., None]
-            estimate = seen.learners["tsa"](shares, text.pooled[:, None], alignment, compute)
+            text_alone = text.pooled[:, None]
+            learner = seen.learners["tsa"]
+            estimate = learner(shares, text_alone, alignment, compute, first=seen.first, group=seen.group)
         return masks.sum(-1), estimate._replace(interactions=estimate.interactions[..., 0])
 
 
@@ -228,8 +247,8 @@ class TSA(Settings):
 class Boxes(Settings):
     """Boxes and confidences learn from the model's own heat; the heat does not learn from them. An addition to LOUPE.
 
-    images: of a global batch, that get pseudo boxes. threshold: of `heat_boxes`. colour: the weight of the image's
-    colours in the map that makes a pseudo box, beside the heat; 0 looks at no pixel.
+    images: how many of a global batch get pseudo boxes, at most. threshold: of `heat_boxes`. colour: the weight of the
+    image's colours in the map that makes a pseudo box, beside the heat; 0 looks at no pixel.
     """
 
     weight: float = setting(2.0, 0)
@@ -243,18 +262,16 @@ class Boxes(Settings):
         image, text = seen.image, seen.text
         if image.boxes is None or image.confidence is None:
             raise ValueError("image: expected features with boxes and confidence, got a model without a region head")
-        few = slice(self.images)
-        mask = text.phrase_mask[few]
+        few = self.chosen(seen)
         with torch.no_grad():
             heat = heat_maps(image.patches[few], text.phrases[few])
-            targets = heat.new_zeros(*mask.shape, 4)
-            maps = heat[mask]
+            maps = heat.flatten(0, 1)  # those of phrases that there are not among them, whose boxes count for nothing
             if self.colour:
                 if seen.images is None:
                     raise ValueError("images: expected the pixels, for the colours of pseudo boxes, got None")
-                owner = torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask)[mask]
-                maps = sharpened(maps, seen.images[owner], self.colour)
-            targets[mask] = heat_boxes(maps, self.threshold, image.patch * heat.shape[2] / maps.shape[1])
+                maps = sharpened(maps, seen.images[few].repeat_interleave(heat.shape[1], 0), self.colour)
+            targets = heat_boxes(maps, self.threshold, image.patch * heat.shape[2] / maps.shape[1])
+            targets = targets.view(*heat.shape[:2], 4).masked_fill(~text.phrase_mask[few][..., None], 0)
         at = centres(image.patches.shape[1], image.patches.shape[2], image.patches.device, image.patch)
         return losses.box_loss(
             image.boxes[few],
@@ -264,4 +281,10 @@ class Boxes(Settings):
             text.phrase_lengths[few],
             weight=0.4 / image.patch,
             beta=image.patch / 2,
+            group=seen.group,
         )
+
+    def chosen(self, seen: Seen) -> slice:
+        """The pairs that get pseudo boxes: evenly over the global batch, so that processes share the work."""
+        every = math.ceil(seen.batch_size * place(seen.group)[1] / self.images)
+        return slice(-seen.first % every % seen.batch_size, None, every)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from loupe_ext import _C
+import loupe_ext._C as _C
 from loupe_ext._checks import (
     check_choice,
     check_floating,

@@ -5,7 +5,7 @@ import os
 
 import torch
 
-from loupe_ext import _C
+import loupe_ext._C as _C
 
 BACKENDS = ("auto", "cpu", "cuda", "triton")
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from loupe_ext import _C
+import loupe_ext._C as _C
 from loupe_ext.ops._native import address, current_stream, dtype_name, on_device, resolve_backend
 from loupe_ext.ops._register import register
 from loupe_ext.ops.coalitions import MAX_PLAYERS

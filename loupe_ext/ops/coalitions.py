@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loupe_ext import _C
+import loupe_ext._C as _C
 from loupe_ext._checks import as_device, check_flag, check_index, check_int, check_tensor
 from loupe_ext.ops._native import address, current_stream, resolve_backend
 from loupe_ext.ops._register import register

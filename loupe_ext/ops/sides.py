@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loupe_ext import _C
+import loupe_ext._C as _C
 from loupe_ext._checks import check_index, check_like
 from loupe_ext.ops._games import MAX_ENTRIES, Games, batch_of, check_games
 from loupe_ext.ops._native import address, current_stream, on_device, resolve_backend

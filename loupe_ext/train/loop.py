@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loupe_ext._checks import check_choice, check_flag, check_int, shown
+from loupe_ext._checks import check_choice, check_flag, check_int, shown, unchecked
 from loupe_ext._settings import flat
-from loupe_ext.data.batch import Batch
+from loupe_ext.data.batch import Batch, checked
 from loupe_ext.data.pairs import Pairs
 from loupe_ext.model.features import VisionLanguageModel
 from loupe_ext.objective import Objective
@@ -247,12 +247,13 @@ class _Run:
         count, self.pairs_per_step = self.optim.accumulate, 0
         totals: dict[str, Tensor] = {}
         for i in range(count):
-            batch = self._next()
+            batch = parallel.padded(checked(self._next()), self.group)
             first = parallel.rank() * len(batch)
             self.pairs_per_step += len(batch) * parallel.world_size()
             with self._synchronised(i == count - 1):
                 at = step * count + i
-                losses = self.wrapped(batch.to(self.device), at, first, self.group)
+                with unchecked():  # which would wait for the device
+                    losses = self.wrapped(batch.to(self.device), at, first, self.group)
                 (losses["loss"] / count).backward()
             totals = {name: totals.get(name, 0) + value.detach() / count for name, value in losses.items()}
         norms = [nn.utils.clip_grad_norm_(part, self.optim.clip) for part in self.module.parts() if part]

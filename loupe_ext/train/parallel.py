@@ -4,12 +4,15 @@ import datetime
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.functional import pad
 
 from loupe_ext._checks import check_choice
+from loupe_ext.data.batch import Batch
 
 PARALLEL = ("ddp", "fsdp")
 
@@ -29,7 +32,7 @@ def processes(device: torch.device | str = "cpu", timeout: float = 600.0) -> Ite
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"  # what is small is agreed on the CPU
     distributed.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
     try:
         yield device
@@ -55,7 +58,7 @@ def wrapped(module: nn.Module, parallel: str) -> nn.Module:
     """The module, whose gradients are means over the processes.
 
     "ddp" keeps all of it in each; "fsdp" a part of each parameter, gathered for a block (an entry of an
-    `nn.ModuleList` or `nn.Sequential`) at a time.
+    `nn.ModuleList`) at a time.
     """
     check_choice("parallel", parallel, PARALLEL)
     if world() is None:
@@ -65,7 +68,7 @@ def wrapped(module: nn.Module, parallel: str) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     for part in list(module.modules()):
-        if isinstance(part, nn.ModuleList | nn.Sequential):
+        if isinstance(part, nn.ModuleList):
             for block in part:
                 if any(True for _ in block.parameters()):
                     fully_shard(block)
@@ -78,10 +81,32 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
+def padded(batch: Batch, group: Any) -> Batch:
+    """The batch with as many tokens and phrases as the largest part of the global batch has, on the CPU.
+
+    Raises:
+        ValueError: in every process, if their parts differ in the number of pairs.
+    """
+    if group is None:
+        return batch
+    sizes = torch.tensor([batch.tokens.shape[1], batch.spans.shape[1], len(batch), -len(batch)])
+    distributed.all_reduce(sizes, distributed.ReduceOp.MAX, group=group)
+    tokens, phrases, most, least = sizes.tolist()
+    if most != -least:
+        raise ValueError(f"batches: expected as many pairs in every process, got {-least} to {most}")
+    more = tokens - batch.tokens.shape[1]
+    options = {
+        name: pad(x, (0, more)) if x.dim() == 2 and x.shape == batch.tokens.shape else x
+        for name, x in batch.text_options.items()
+    }
+    spans = pad(batch.spans, (0, 0, 0, phrases - batch.spans.shape[1]))
+    return replace(batch, tokens=pad(batch.tokens, (0, more)), spans=spans, text_options=options)
+
+
 def agreed(flag: bool, group: Any) -> bool:
     """Whether any process says so."""
     if group is None:
         return flag
-    votes = torch.tensor([float(flag)], device="cuda" if distributed.get_backend(group) == "nccl" else "cpu")
+    votes = torch.tensor([float(flag)])
     distributed.all_reduce(votes, group=group)
     return bool(votes.item())

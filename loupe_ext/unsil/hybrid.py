@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from loupe_ext._checks import check_int, check_like, check_number, length_mask
+from loupe_ext._distributed import Group, check_group, place
 from loupe_ext._dtypes import widened
 from loupe_ext.unsil.learner import InteractionLearner, calibration, check_games, heteroscedastic_loss
 
@@ -82,6 +84,9 @@ class Unsil(nn.Module):
         compute: Callable[[Tensor], Tensor],
         region_lengths: Tensor | None = None,
         phrase_lengths: Tensor | None = None,
+        *,
+        first: int = 0,
+        group: Group = None,
     ) -> Estimate:
         """Interactions of B games, some computed and some predicted, in the unit of those computed.
 
@@ -90,6 +95,8 @@ class Unsil(nn.Module):
                 regions with a whole text, the text is one phrase.
             compute: takes the places int64 [K] of games in the batch and gives their interactions [K, M, N], floating.
             region_lengths, phrase_lengths: [B] int32 or int64, in 1..M and 1..N; None: all of them.
+            first, group: where these games are a part of a larger batch that other processes hold the rest of: the
+                place of the first of them, and the processes, which learn from all.
 
         Returns:
             The interactions, the loss (0 if nothing was computed), and the metrics: "computed", the share of games that
@@ -101,6 +108,8 @@ class Unsil(nn.Module):
             TypeError, ValueError: an argument has the wrong type, shape or value.
         """
         check_games(regions, phrases, alignment)
+        first = check_int("first", first, 0, 2**62)
+        check_group(group)
         if not callable(compute):
             raise TypeError(f"compute: expected a callable, got {type(compute).__name__}")
         there = length_mask("region_lengths", region_lengths, alignment, 1)
@@ -113,7 +122,7 @@ class Unsil(nn.Module):
             checked = torch.ones_like(there[:, 0])
             predicted, interactions = ~checked, torch.zeros_like(widened(alignment)[1][0])
             if self.trusted:
-                checked = (torch.arange(len(pairs), device=pairs.device) + self.steps) % self.check == 0
+                checked = (torch.arange(len(pairs), device=pairs.device) + first + self.steps) % self.check == 0
                 _, (mean, log_sigma) = widened(*self.learner(*games))
                 variance = torch.where(pairs, (2 * log_sigma).exp(), 0).sum((1, 2)) / pairs.sum((1, 2))
                 predicted = (variance < self.threshold**2) & ~checked
@@ -125,28 +134,40 @@ class Unsil(nn.Module):
                 interactions[chosen] = torch.where(pairs[chosen], found.to(interactions.dtype), 0)
             finite = torch.stack([x.isfinite().flatten(1).all(1) for x in (*features, interactions)]).all(0)
             known = chosen[finite[chosen]]
-            loss, metrics = self._learn([x[known] for x in games], interactions[known], pairs[known], checked[known])
+            games = [x[known] for x in games]
+            loss, metrics = self._learn(games, interactions[known], pairs[known], checked[known], group)
             if self.training:
                 self.steps += 1
         return Estimate(interactions, loss, {"computed": (~predicted).float().mean(), **metrics})
 
     @torch.enable_grad()
     def _learn(
-        self, games: list[Tensor], interactions: Tensor, pairs: Tensor, checked: Tensor
+        self, games: list[Tensor], interactions: Tensor, pairs: Tensor, checked: Tensor, group: Group
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss on games whose interactions are known, and how well those that are checked were predicted."""
         test = pairs & checked[:, None, None]
         targets = interactions.to(self.mean_square.dtype)
         rate = (1 / (self.steps + 1)).clamp(min=0.1)  # a mean at first, an exponential one later
-        if self.training and test.any():
-            self.mean_square.lerp_(targets[test].square().mean(), rate)
+        learned, tested, squares = _sums(group, pairs.sum(), test.sum(), targets[test].square().sum())
+        if self.training and tested:
+            self.mean_square.lerp_((squares / tested).to(self.mean_square.dtype), rate)
         if len(targets):
             mean, log_sigma = self.learner(*games)
-        else:
-            mean = log_sigma = targets
+        else:  # 0, with a gradient of 0 for each parameter, since other processes may have one
+            mean = log_sigma = targets + sum(0 * x.sum() for x in self.learner.parameters())
         targets = targets / self.mean_square.sqrt().clamp(min=torch.finfo(targets.dtype).tiny)
-        error = (targets - mean.detach())[test].square().mean()
-        if self.training and test.any():
+        (wrong,) = _sums(group, (targets - mean.detach())[test].square().sum())
+        error = (wrong / tested).to(self.error.dtype)
+        if self.training and tested:
             self.error.copy_(error if self.error.isinf() else self.error.lerp(error, rate))
-        loss = heteroscedastic_loss(mean, log_sigma, targets)[pairs].sum() / pairs.sum().clamp(min=1)
+        loss = heteroscedastic_loss(mean, log_sigma, targets)[pairs].sum() / learned.clamp(min=1)
+        loss = (loss * place(group)[1]).to(targets.dtype)
         return loss, {"error": error.sqrt(), **calibration(mean[test], log_sigma[test], targets[test])}
+
+
+def _sums(group: Group, *values: Tensor) -> Tensor:
+    """Of scalars over the processes, float64."""
+    sums = torch.stack([x.detach().double() for x in values])
+    if group is not None:
+        dist.all_reduce(sums, group=group)
+    return sums

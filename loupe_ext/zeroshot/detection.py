@@ -13,8 +13,8 @@ from loupe_ext._checks import (
     check_floating,
     check_int,
     check_number,
+    check_same,
     check_scale,
-    check_sizes,
     check_tensor,
 )
 from loupe_ext._dtypes import promoted
@@ -63,8 +63,8 @@ def score_detections(features: Tensor, confidence: Tensor, prompts: Tensor, scal
     check_features("features", features, "nMd")
     check_features("confidence", confidence, "nM")
     check_features("prompts", prompts, "Cd")
-    check_sizes("confidence", confidence, "features", features, {"n": (0, 0), "M": (1, 1)})
-    check_sizes("prompts", prompts, "features", features, {"d": (1, 2)})
+    check_same("confidence", confidence, "features", features, {"n": (0, 0), "M": (1, 1)})
+    check_same("prompts", prompts, "features", features, {"d": (1, 2)})
     scale = check_scale(scale, features.device)
     if isinstance(scale, Tensor):
         scale = check_number("scale", scale.item(), 0, above=True)
@@ -100,11 +100,11 @@ def average_precision(
     """
     n, M = check_features("boxes", boxes, "nM4").shape[:2]
     check_features("scores", scores, "nCM")
-    check_sizes("scores", scores, "boxes", boxes, {"n": (0, 0), "M": (2, 1)})
+    check_same("scores", scores, "boxes", boxes, {"n": (0, 0), "M": (2, 1)})
     limit = check_int("limit", limit, 1, 2**31 - 1)
     for name, value in (("objects", objects), ("classes", classes)):
         check_tensor(name, value)
-        check_sizes(name, value, "boxes", boxes, {})
+        check_same(name, value, "boxes", boxes, {})
     check_floating("objects", objects)
     check_objects(objects, classes, n, scores.shape[1])
     image, k = (classes >= 0).nonzero(as_tuple=True)

@@ -13,7 +13,7 @@ from loupe_ext._checks import (
     check_features,
     check_floating,
     check_number,
-    check_sizes,
+    check_same,
     check_tensor,
 )
 from loupe_ext._dtypes import promoted
@@ -74,7 +74,7 @@ def _true_boxes(name: str, true: Tensor, several: str, other_name: str, other: T
     if boxes.dim() != 3 or boxes.shape[-1] != 4 or 0 in boxes.shape:
         raise ValueError(f"{name}: expected shape [n, 4] or [n, G, 4], none of them 0, got {tuple(true.shape)}")
     check_floating(name, true)
-    check_sizes(name, true, other_name, other, {"n": (0, 0)})
+    check_same(name, true, other_name, other, {"n": (0, 0)})
     check_choice("several", several, SEVERAL)
     finite = boxes.isfinite().all(-1, keepdim=True)
     there = finite.any(1)[:, 0]
@@ -113,8 +113,8 @@ def choose_proposals(features: Tensor, confidence: Tensor, phrases: Tensor, shar
     check_features("features", features, "BMd")
     check_features("confidence", confidence, "BM")
     check_features("phrases", phrases, "BPd")
-    check_sizes("confidence", confidence, "features", features, {"B": (0, 0), "M": (1, 1)})
-    check_sizes("phrases", phrases, "features", features, {"B": (0, 0), "d": (2, 2)})
+    check_same("confidence", confidence, "features", features, {"B": (0, 0), "M": (1, 1)})
+    check_same("phrases", phrases, "features", features, {"B": (0, 0), "d": (2, 2)})
     sharpness = check_number("sharpness", sharpness)
     features, confidence, phrases = promoted(features, confidence, phrases)
     scores = sharpness * phrases @ features.mT + logsigmoid(confidence)[:, None]
@@ -128,7 +128,7 @@ def chosen_boxes(boxes: Tensor, chosen: Tensor) -> Tensor:
     check_tensor("chosen", chosen)
     if chosen.dim() != 2 or len(chosen) != len(boxes) or chosen.dtype != torch.int64:
         raise ValueError(f"chosen: expected int64 of shape [{len(boxes)}, P], got {chosen.dtype} {tuple(chosen.shape)}")
-    check_sizes("chosen", chosen, "boxes", boxes, {"B": (0, 0)})
+    check_same("chosen", chosen, "boxes", boxes, {"B": (0, 0)})
     if ((chosen < -1) | (chosen >= boxes.shape[1])).any():
         raise ValueError(f"chosen: expected -1 to {boxes.shape[1] - 1}, got {chosen.min()} to {chosen.max()}")
     picked = boxes.gather(1, chosen.clamp(min=0)[..., None].expand(-1, -1, 4))

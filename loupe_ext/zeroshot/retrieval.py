@@ -5,7 +5,7 @@ import sys
 import torch
 from torch import Tensor
 
-from loupe_ext._checks import check_features, check_int, check_sizes, check_tensor
+from loupe_ext._checks import check_features, check_int, check_same, check_tensor
 
 
 def recalls(
@@ -41,7 +41,7 @@ def recalls(
             raise ValueError(
                 f"{name}: expected a square [n, n] without image_of_caption, got {tuple(similarity.shape)}"
             )
-    check_sizes("text_to_image", text_to_image, "image_to_text", image_to_text, {"n": (0, 0), "m": (1, 1)})
+    check_same("text_to_image", text_to_image, "image_to_text", image_to_text, {"n": (0, 0), "m": (1, 1)})
     if not isinstance(at, tuple | list) or not at:
         raise TypeError(f"at: expected a tuple of ints, got {at!r}")
     at = tuple(check_int("at", k, 1, sys.maxsize) for k in at)
@@ -52,7 +52,7 @@ def recalls(
     if image_of_caption.shape != (m,) or image_of_caption.dtype != torch.int64:
         got = f"{image_of_caption.dtype} {tuple(image_of_caption.shape)}"
         raise ValueError(f"image_of_caption: expected int64 of shape [{m}], got {got}")
-    check_sizes("image_of_caption", image_of_caption, "image_to_text", image_to_text, {})
+    check_same("image_of_caption", image_of_caption, "image_to_text", image_to_text, {})
     present = image_of_caption.unique()
     if not torch.equal(present, torch.arange(n, device=present.device)):
         raise ValueError(f"image_of_caption: expected each of 0 to {n - 1}, got {present.tolist()[:5]} ...")

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import normalize
 
 from bench.bench_pairwise import threads  # noqa: F401
-from loupe_ext.losses import late_interaction_similarity
+from loupe_ext import late_interaction_similarity
 
 M, N, D = 49, 32, 256
 
@@ -50,7 +50,8 @@ def print_peak(side: str, B: int) -> None:
 
 
 def peak(side: str, B: int) -> int:
-    command = [sys.executable, "-c", f"from bench import bench_late; bench_late.print_peak({side!r}, {B})"]
+    code = f"from bench.bench_late_interaction import print_peak; print_peak({side!r}, {B})"
+    command = [sys.executable, "-c", code]
     root = Path(__file__).parents[1]
     return int(subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout)
 

@@ -1,4 +1,4 @@
-"""The laws of the coalitions that the indices average over."""
+"""The distributions of the coalitions that the interaction indices average over."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def size_weights(players: int, index: str, p: float) -> Tensor:
-    """float64 [players + 1]: the law of the size of a coalition of the other players, 0 to `players`."""
+    """float64 [players + 1]: the distribution of the size of a coalition of the other players, 0 to `players`."""
     if index == "shapley":
         return torch.full((players + 1,), 1 / (players + 1), dtype=torch.float64)
     sizes = torch.arange(players + 1, dtype=torch.float64)
