@@ -55,7 +55,7 @@ def main() -> None:
             )
             next(iter(stream))  # processes have started
             begun, waited = time.perf_counter(), stream.seconds_waited
-            given = sum(len(batch["images"]) for batch in islice(stream, options.batches))
+            given = sum(len(batch) for batch in islice(stream, options.batches))
             seconds = time.perf_counter() - begun
             print(
                 f"{workers} workers: {given / seconds:6.0f} pictures/s, "

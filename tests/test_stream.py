@@ -61,13 +61,13 @@ def stream(source, **options):
 
 def numbers(batch):
     """Which pictures a batch has, after a look at whether their captions are theirs."""
-    shown = batch["images"][:, 0, 0, 0].tolist()
-    assert batch["images"].dtype == torch.uint8
-    assert batch["images"].shape[1:] == (3, 2, 2)
-    captions = (batch["tokens"][:, 1] - 2).tolist()
+    shown = batch.images[:, 0, 0, 0].tolist()
+    assert batch.images.dtype == torch.uint8
+    assert batch.images.shape[1:] == (3, 2, 2)
+    captions = (batch.tokens[:, 1] - 2).tolist()
     assert all((caption - i) % 20 in (0, 4, 16) for i, caption in zip(shown, captions, strict=True))  # modulo 64 also
-    assert batch["spans"].shape == (len(shown), 1, 2)
-    assert batch["phrase_lengths"].tolist() == [1] * len(shown)
+    assert batch.spans.shape == (len(shown), 1, 2)
+    assert batch.phrase_lengths.tolist() == [1] * len(shown)
     return shown
 
 
@@ -79,7 +79,7 @@ def same(found, expected):
     assert len(found) == len(expected) > 0
     for one, other in zip(found, expected, strict=True):
         for name in ("images", "tokens", "spans", "phrase_lengths"):
-            assert torch.equal(one[name], other[name]), name
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
@@ -119,7 +119,7 @@ def test_every_picture_of_each_epoch(tmp_path, workers):
 def test_batches_of_files_do_not_depend_on_the_workers(tmp_path):
     source = folder_of(tmp_path, 30, captions=3)
     expected = list(stream(source, epochs=2))
-    assert [len(batch["images"]) for batch in expected] == [4] * 14
+    assert [len(batch.images) for batch in expected] == [4] * 14
     for workers in (1, 2, 3):
         same(list(stream(source, epochs=2, num_workers=workers)), expected)
     assert given(stream(source, epochs=2, seed=1)) != given(expected)
@@ -218,14 +218,14 @@ def test_captions_are_drawn_anew_each_epoch(tmp_path):
     source = folder_of(tmp_path, 12, captions=3)
     drawn = []
     for batch in stream(source, epochs=12):
-        drawn += zip(numbers(batch), (batch["tokens"][:, 1] - 2).tolist(), strict=True)
+        drawn += zip(numbers(batch), (batch.tokens[:, 1] - 2).tolist(), strict=True)
     counts = [drawn.count((i, (i + 20 * k) % 64)) for i in range(12) for k in range(3)]
     assert sum(counts) == len(drawn) == 144
     assert min(counts) > 0
     every = [
         caption
         for batch in stream(source, epochs=1, captions="all")
-        for caption in zip(numbers(batch), batch["tokens"][:, 1].tolist(), strict=True)
+        for caption in zip(numbers(batch), batch.tokens[:, 1].tolist(), strict=True)
     ]
     assert len(set(every)) == len(every) == 36
 
@@ -266,6 +266,17 @@ def test_workers_leave_an_interrupt_to_the_main_process(tmp_path):
     assert found == given(islice(stream(batches.source), 13))
 
 
+def test_workers_end_in_peace(tmp_path, monkeypatch):
+    registered = []
+    monkeypatch.setattr("atexit.register", lambda call, *given: registered.append((call, given)))
+    batches = stream(folder_of(tmp_path, 12), num_workers=2)
+    next(iter(batches))
+    workers = batches._loader._iterator._workers
+    ((call, given),) = [(call, given) for call, given in registered if call.__name__ == "_end_workers"]
+    call(*given)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
 def processed(pictures, return_tensors):
     """As an image processor of transformers: pictures of any sizes, and a further tensor."""
     shapes = torch.tensor([picture.shape for picture in pictures])
@@ -279,11 +290,11 @@ def test_a_processor_and_a_tokenizer_of_the_model(tmp_path):
 
     processor = partial(processed, return_tensors="pt")
     batch = next(iter(Stream(folder_of(tmp_path, 6), tokenize, processor=processor, batch_size=5, num_workers=1)))
-    assert batch["images"].shape == (5, 3, 2, 2)
-    assert batch["images"].is_floating_point()
-    assert batch["image_options"]["shapes"].tolist() == [[3, 4, 6]] * 5
-    assert batch["text_options"].keys() == {"attention_mask"}
-    assert batch["tokens"].shape == (5, 2)
+    assert batch.images.shape == (5, 3, 2, 2)
+    assert batch.images.is_floating_point()
+    assert batch.image_options["shapes"].tolist() == [[3, 4, 6]] * 5
+    assert batch.text_options.keys() == {"attention_mask"}
+    assert batch.tokens.shape == (5, 2)
 
 
 def test_what_transformers_make_of_pictures_and_captions(tmp_path):
@@ -315,14 +326,14 @@ def test_what_transformers_make_of_pictures_and_captions(tmp_path):
     with pytest.warns(UserWarning, match=r"1 skipped: 1 x too thin a picture \(.*c\.png\)"):
         (batch,) = batches
     expected = dict(image_processor(list(pictures.values()), return_tensors="pt"))
-    assert torch.equal(batch["images"], expected.pop("pixel_values"))
-    assert batch["image_options"].keys() == expected.keys() == {"pixel_attention_mask", "spatial_shapes"}
-    assert all(torch.equal(value, expected[name]) for name, value in batch["image_options"].items())
+    assert torch.equal(batch.images, expected.pop("pixel_values"))
+    assert batch.image_options.keys() == expected.keys() == {"pixel_attention_mask", "spatial_shapes"}
+    assert all(torch.equal(value, expected[name]) for name, value in batch.image_options.items())
     tokens = PhraseTokenizer(tokenizer())(["A small dog chases two cats."] * 2)
-    assert torch.equal(batch["tokens"], tokens["input_ids"])
-    assert torch.equal(batch["spans"], tokens["spans"])
-    assert batch["phrase_lengths"].tolist() == [2, 2]
-    assert "attention_mask" in batch["text_options"]
+    assert torch.equal(batch.tokens, tokens["tokens" if "tokens" in tokens else "input_ids"])
+    assert torch.equal(batch.spans, tokens["spans"])
+    assert batch.phrase_lengths.tolist() == [2, 2]
+    assert "attention_mask" in batch.text_options
 
 
 def test_the_rank_is_that_of_the_process_group(tmp_path, monkeypatch):

@@ -2,11 +2,13 @@
 stop.
 """
 
+import atexit
 import os
 import random
 import signal
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count, islice
 from typing import Any, NamedTuple
@@ -17,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from loupe_ext._checks import check_choice, check_flag, check_int, shown
+from loupe_ext.data.batch import Batch
 from loupe_ext.data.pairs import Vocabulary, encode_texts
 from loupe_ext.data.pictures import BadPicture, read_picture
 from loupe_ext.data.sources import Listing, Sample, Skip, Skipped, Source
@@ -52,8 +55,8 @@ def collate(
     pictures: Sequence[Tensor],
     encoded: dict[str, Tensor],
     processor: Callable[[list[Tensor]], Any] | None = None,
-) -> dict[str, Any]:
-    """The fields of a batch, of pictures [3, H, W] uint8 (of one size, without a processor) and encoded captions."""
+) -> Batch:
+    """A batch of pictures [3, H, W] uint8 (of one size, without a processor) and encoded captions."""
     if processor is None:
         image_options, images = {}, torch.stack(list(pictures))
     else:
@@ -62,14 +65,7 @@ def collate(
     text_options = dict(encoded)
     tokens = text_options.pop("tokens" if "tokens" in encoded else "input_ids")
     spans, phrase_lengths = text_options.pop("spans"), text_options.pop("phrase_lengths")
-    return {
-        "images": images,
-        "tokens": tokens,
-        "spans": spans,
-        "phrase_lengths": phrase_lengths,
-        "image_options": image_options,
-        "text_options": text_options,
-    }
+    return Batch(images, tokens, spans, phrase_lengths, image_options, text_options)
 
 
 class _Message(NamedTuple):
@@ -78,7 +74,7 @@ class _Message(NamedTuple):
     lane: int
     part: int  # of the lane's parts of this epoch, the one that was read last
     taken: int  # samples of it
-    batch: dict[str, Any] | None
+    batch: Batch | None
     skips: list[Skip]
 
 
@@ -161,7 +157,7 @@ class _Lanes(IterableDataset[_Message]):
 
     def _batch(
         self, good: list[tuple[Sample, str, Tensor]], skips: list[Skip]
-    ) -> tuple[dict[str, Any] | None, list[tuple[Sample, str, Tensor]]]:
+    ) -> tuple[Batch | None, list[tuple[Sample, str, Tensor]]]:
         """A batch, and none left; or none, and those whose captions and pictures the model can read."""
         samples, captions, pictures = zip(*good, strict=True)
         try:
@@ -196,6 +192,13 @@ def _shuffled(items: Iterator[Any], size: int, rng: random.Random) -> Iterator[A
 
 def _alone(message: Any) -> Any:
     return message
+
+
+def _end_workers(loader: Any) -> None:
+    """At exit, before `multiprocessing` ends them by a signal, which torch reports as a failure."""
+    iterator = getattr(loader(), "_iterator", None)
+    if iterator is not None:
+        iterator._shutdown_workers()
 
 
 def _start_worker(worker: int) -> None:
@@ -317,8 +320,9 @@ class Stream:
             prefetch_factor=prefetch if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
         )
+        atexit.register(_end_workers, weakref.ref(self._loader))
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Batch]:
         self._iteration += 1
         iteration = self._iteration
         while True:
