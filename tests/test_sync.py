@@ -2,14 +2,18 @@
 
 import pytest
 import torch
+from loupe_experiments.ablation import ROWS
 from scipy.ndimage import label
 
 from loupe_ext import boxes_to_regions, losses, region_interactions
 from loupe_ext._checks import check_range, unchecked
-from loupe_ext.model import heat
+from loupe_ext.model import dual, heat
 from loupe_ext.model.regions import box_features, centres, propose, window_features
+from loupe_ext.train import build
+from loupe_ext.train.step import Step
 from tests.no_sync import HostReadError, no_sync
 from tests.samples import random_pairs
+from tests.training import SMALL, scenes
 
 LENGTHS = torch.tensor([2, 3, 1])
 IMAGES, TEXTS = random_pairs(2, 3, 5)
@@ -150,3 +154,19 @@ def test_connected_is_the_same_either_way(monkeypatch):
     assert 0 < want.any((1, 2)).sum() < len(masks)  # some seeds are off their masks
     monkeypatch.setattr(heat, "ON_HOST", ())
     assert torch.equal(heat.connected(masks, seeds), want)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.key)
+def test_no_step_of_training_reads_from_the_device(row, monkeypatch):
+    """But for UNSIL, whose point is not to compute what it need not."""
+    if any(value == "unsil" for value in row.changes.values()):
+        pytest.skip("UNSIL asks the device which games to compute")
+    config = SMALL.but({"boxes.images": 4}).but(row.changes)
+    step = Step(*build(config, scenes().pairs.vocabulary), "float32")
+    batch = scenes().pairs.batch(slice(8))
+    monkeypatch.setattr(heat, "ON_HOST", ())
+    monkeypatch.setattr(dual, "check_tokens", lambda *_: None)  # which looks on the CPU only
+    with no_sync(), unchecked():
+        step(batch, 0)["loss"].backward()
+        norms = [torch.nn.utils.clip_grad_norm_(part, 1.0) for part in step.parts()]
+    assert all(norm > 0 for norm in norms)

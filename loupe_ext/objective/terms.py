@@ -5,7 +5,7 @@ A term of one's own is any object with `weight`, `gated`, `contrasts` and `loss(
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -187,7 +187,7 @@ class TSA(Settings):
     """
 
     weight: float = setting(0.0, 0)
-    game: str = setting("pooled-cosine", choices=GAMES)
+    game: Literal["pooled-cosine", "late-interaction"] = setting("pooled-cosine", choices=GAMES)
     samples: int = setting(16, 2, MANY)
     source: str = setting("computed", choices=("computed", "unsil"))
     threshold: float = setting(0.3, 0, above=True)

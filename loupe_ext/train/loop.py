@@ -27,7 +27,7 @@ from loupe_ext.train.check import check_device_there, check_folder, check_run
 from loupe_ext.train.config import Config, OptimConfig
 from loupe_ext.train.interrupt import Interrupted, signals_held
 from loupe_ext.train.metrics import FILE, Metrics, Progress
-from loupe_ext.train.step import Step
+from loupe_ext.train.step import Step, own_logit_scale
 
 
 @dataclass
@@ -178,6 +178,8 @@ class _Run:
         self.group, self.main = parallel.world(), parallel.rank() == 0
         if not objective.config.learns_boxes and isinstance(getattr(model, "region_head", None), nn.Module):
             model.region_head.requires_grad_(False)  # nothing would give it a gradient
+        if own_logit_scale(model) is not None:
+            objective.logit_scale.requires_grad_(False)  # the model's own is used
         self.module = Step(model, objective, optim.precision, optim.compile).to(device).train()
         objective.bound()
         self.wrapped = parallel.wrapped(self.module, parallel_by)
@@ -211,7 +213,7 @@ class _Run:
             step = found.step
             self._restore(found)
             if found.position is not None and hasattr(self.batches, "load_state_dict"):
-                self.batches.load_state_dict(found.position)
+                self.batches.load_state_dict(_own_position(found, parallel.rank(), parallel.world_size()))
             else:
                 for _ in range(step * self.optim.accumulate):
                     self._next()
@@ -284,9 +286,11 @@ class _Run:
             return
         tensors = checkpoint.tensors_of(self.module, self.optimizer)
         tensors = {name: parallel.whole(x) for name, x in (tensors | self._averages()).items()}
+        position = None
+        if hasattr(self.batches, "state_dict"):
+            position = {"processes": parallel.everyones(self.batches.state_dict(), self.group)}
         if not self.main:
             return
-        position = self.batches.state_dict() if hasattr(self.batches, "state_dict") else None
         checkpoint.save(self.folder / checkpoint.STATE, tensors, step, self.settings, self.data, position)
         weights = {name: x for name, x in tensors.items() if name.startswith(("model.", "objective."))}
         if self.average is not None:
@@ -310,6 +314,15 @@ class _Run:
         model = self.model if self.average is None else self.average.module
         median = statistics.median(seconds) if seconds else math.nan
         return Trained(model.eval(), self.objective.eval(), history, median)
+
+
+def _own_position(found: checkpoint.State, rank: int, world_size: int) -> Any:
+    """Where the batches of this process go on."""
+    positions = (found.position or {}).get("processes")
+    if not isinstance(positions, list) or len(positions) != world_size:
+        got = len(positions) if isinstance(positions, list) else shown(positions)
+        raise ValueError(f"path: expected the positions of {world_size} processes, got {got} in {found.path}")
+    return positions[rank]
 
 
 def _average(model: nn.Module, decay: float) -> Any:

@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from loupe_ext._checks import as_device, check_choice, check_number
 from loupe_ext.data.batch import Batch
+from loupe_ext.model.dual import DualEncoder
 
 PARALLEL = ("ddp", "fsdp")
 
@@ -65,7 +66,8 @@ def wrapped(module: nn.Module, parallel: str) -> nn.Module:
     if world() is None:
         return module
     if parallel == "ddp":
-        return nn.parallel.DistributedDataParallel(module)
+        unused = not isinstance(getattr(module, "model", None), DualEncoder)  # of ours, all parameters that learn
+        return nn.parallel.DistributedDataParallel(module, find_unused_parameters=unused)
     from torch.distributed.fsdp import fully_shard
 
     for part in list(module.modules()):
@@ -102,6 +104,15 @@ def padded(batch: Batch, group: Any) -> Batch:
     }
     spans = pad(batch.spans, (0, 0, 0, phrases - batch.spans.shape[1]))
     return replace(batch, tokens=pad(batch.tokens, (0, more)), spans=spans, text_options=options)
+
+
+def everyones(value: Any, group: Any) -> list[Any]:
+    """What each process says, in the order of ranks."""
+    if group is None:
+        return [value]
+    found: list[Any] = [None] * distributed.get_world_size(group)
+    distributed.all_gather_object(found, value, group=group)
+    return found
 
 
 def agreed(flag: bool, group: Any) -> bool:

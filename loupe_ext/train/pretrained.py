@@ -136,6 +136,12 @@ def _card(about: dict[str, Any]) -> str:
     trained = f"{about['step']} of {settings.get('optim.steps')} steps" if about["step"] else "see config.json"
     terms = [n.split(".")[1] for n, v in settings.items() if n.startswith("objective.") and n.endswith(".weight") and v]
     data = settings.get("data.dataset", "not said")
+    ours = """
+```python
+from loupe_ext.train import from_pretrained
+model, objective, config = from_pretrained("this folder")
+```
+"""
     return f"""---
 library_name: loupe_ext
 tags: [image-text, zero-shot, grounding]
@@ -144,9 +150,4 @@ tags: [image-text, zero-shot, grounding]
 
 - Data: {data}. Steps: {trained}. Loss terms: {", ".join(terms)}.
 - It gives embeddings of images, patches, captions and noun phrases in one space.
-
-```python
-from loupe_ext.train import from_pretrained
-model, objective, config = from_pretrained("this folder")
-```
-"""
+{ours if about["class"] == DualEncoder.__name__ else ""}"""

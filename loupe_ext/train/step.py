@@ -26,7 +26,9 @@ class Step(nn.Module):
         with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
             image = encode_image(batch.images, **batch.image_options)
             text = encode_text(batch.tokens, batch.spans, batch.phrase_lengths, **batch.text_options)
-        return self.objective(image, text, images=batch.images, step=step, first=first, group=group)
+        scale = own_logit_scale(self.model)
+        options = {"images": batch.images, "logit_scale": scale, "step": step, "first": first, "group": group}
+        return self.objective(image, text, **options)
 
     def parts(self) -> list[list[nn.Parameter]]:
         """The parameters that learn: of the model and the temperatures, and of each learner of interactions.
@@ -37,6 +39,12 @@ class Step(nn.Module):
         apart = {id(x) for part in learners for x in part}
         together = [x for x in self.parameters() if x.requires_grad and id(x) not in apart]
         return [together, *learners]
+
+
+def own_logit_scale(model: Any) -> Tensor | None:
+    """The inverse temperature with which a model contrasts whole images and captions, if it has one."""
+    scale = getattr(model, "logit_scale", None)
+    return scale if isinstance(scale, Tensor) and scale.numel() == 1 else None
 
 
 def fast_bfloat16(device: str = "cpu") -> bool:
