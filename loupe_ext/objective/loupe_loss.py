@@ -1,9 +1,12 @@
 """LOUPE's objective for anyone's training loop: plain tensors in, a dictionary of losses out."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
-from loupe_ext._checks import check_features, check_number, check_same, length_mask
+from loupe_ext._checks import check_features, check_number, check_same, length_mask, unchecked
+from loupe_ext._distributed import Group
 from loupe_ext._dtypes import at_least_float32, directions
 from loupe_ext.model.features import ImageFeatures, TextFeatures
 from loupe_ext.objective.objective import Objective
@@ -69,6 +72,7 @@ class LoupeLoss(nn.Module):
         logit_scale: Tensor | float | None = None,
         region_lengths: Tensor | None = None,
         phrase_lengths: Tensor | None = None,
+        group: Group = None,
     ) -> dict[str, Tensor]:
         """The losses of a batch of B matched pairs.
 
@@ -78,6 +82,7 @@ class LoupeLoss(nn.Module):
             phrases: [B, N, d], embeddings of the captions' noun phrases (or of their words).
             logit_scale: the model's own inverse temperature, for `images` and `texts`; None: this module's.
             region_lengths, phrase_lengths: [B] int32 or int64, in 1..M and 1..N; None: all of them.
+            group: a torch.distributed.ProcessGroup, whose processes hold a part of the batch each, as in `cmc_loss`.
 
         Embeddings may have any length and any floating dtype; half types are taken to float32.
 
@@ -101,8 +106,7 @@ class LoupeLoss(nn.Module):
             length_mask(name, lengths, value, 1)
         if phrase_lengths is None:
             phrase_lengths = torch.full((len(phrases),), phrases.shape[1], device=phrases.device)
-        return self.objective(
-            ImageFeatures(images, regions[:, None], region_lengths),
-            TextFeatures(texts, phrases, phrase_lengths, phrases, phrase_lengths),
-            logit_scale=logit_scale,
-        )
+        image = ImageFeatures(images, regions[:, None], region_lengths)
+        text = TextFeatures(texts, phrases, phrase_lengths, phrases, phrase_lengths)
+        with unchecked() if group is None else nullcontext():  # sizes of several processes are compared
+            return self.objective(image, text, logit_scale=logit_scale, group=group)
