@@ -19,7 +19,7 @@ def scores_of(size: str) -> torch.Tensor:
 
 
 def measure(benchmark, call, device: str, rounds: int = 15, **info) -> None:
-    """Times a call, several of it a round; on a GPU each call waits for the device."""
+    """Times a call, several of it per round; on a GPU each call waits for the device."""
 
     def timed():
         call()

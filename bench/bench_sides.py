@@ -71,14 +71,14 @@ def test_shapiq(benchmark, threads, index, game):  # noqa: F811
     threads(1)
     n = 6
     s = random_pairs(1, n, n)[0]
-    worth = brute.maxsim_value if game == "maxsim" else partial(brute.max_mean_value, s)
+    value = brute.maxsim_value if game == "maxsim" else partial(brute.max_mean_value, s)
 
     class LateInteraction(shapiq.Game):
         def __init__(self) -> None:
             super().__init__(n_players=2 * n, normalize=False)
 
         def value_function(self, coalitions):
-            return worth(s, torch.from_numpy(coalitions)).numpy()
+            return value(s, torch.from_numpy(coalitions)).numpy()
 
     order = 1 if index == "SV" else 2
     exact = lambda: shapiq.ExactComputer(n_players=2 * n, game=LateInteraction())(index=index, order=order)  # noqa: E731

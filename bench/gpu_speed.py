@@ -1,6 +1,6 @@
 """Speed on a GPU, by device events: `python -m bench.gpu_speed out.json [seconds]`; `make gpu-check` runs it.
 
-Every row: median microseconds a call, and the share of a device-to-device copy that moves the bytes which the op must
+Every row: median microseconds per call, and the share of a device-to-device copy that moves the bytes which the op must
 (every input read and every result written once), timed in the same way. Input sets take turns, of twice the L2 cache
 together. The file is rewritten after every row, and no row is begun after `seconds`.
 """

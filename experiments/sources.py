@@ -10,7 +10,7 @@ ms/step: the median of steps of all sources in turn, on one thread; "own", of th
 error: mean |I - exact I| over the root mean square of the exact ones, of validation scenes in the trained model.
 computed: the share of images whose interactions UNSIL computed, over all steps; at the end of training.
 1 s, 2 s, 3 s: the share of UNSIL's errors below so many sigma, of images checked in the last fifth of the steps (a
-    normal law: 68.3, 95.4, 99.7); cal.: the calibration error.
+    normal distribution: 68.3, 95.4, 99.7); cal.: the calibration error.
 The rest: percent, on validation scenes other than those that the heat's threshold is chosen on.
 """
 
@@ -179,7 +179,7 @@ def written_down(pairs: Pairs, config: Config) -> str:
     torch.testing.assert_close(*found, rtol=0, atol=1e-5)
     return (
         f"64 coalitions of {len(rows)} games of {rows.shape[1]} regions and {rows.shape[2]} phrases: {plain:.0f} ms by "
-        f"four values a pair and coalition, {ours:.0f} ms as sampled_interactions shares them."
+        f"four values per pair and coalition, {ours:.0f} ms as sampled_interactions shares them."
     )
 
 

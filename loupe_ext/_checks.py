@@ -104,7 +104,7 @@ def check_lengths(name: str, value: object, shape: torch.Size, device: torch.dev
     if value.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{name}: expected dtype int32 or int64, got {value.dtype}")
     if value.shape != shape:
-        raise ValueError(f"{name}: expected shape {tuple(shape)}, one length a problem, got {tuple(value.shape)}")
+        raise ValueError(f"{name}: expected shape {tuple(shape)}, one length per problem, got {tuple(value.shape)}")
     if value.device != device:
         raise ValueError(f"{name}: expected device {device}, got {value.device}")
 

@@ -30,7 +30,7 @@ def late_interaction_value(s: Tensor, inside: Tensor) -> Tensor:
     return torch.where(inside.any(-1), (mean + best) / 2, torch.zeros_like(mean))
 
 
-def coalition_law(outside: int, index: str, p: float) -> Tensor:
+def coalition_weights(outside: int, index: str, p: float) -> Tensor:
     """Probability [2^outside] of every coalition T of the outside players: size uniform and T uniform given its size
     (Shapley), or every player with probability p (Banzhaf)."""
     size = subsets(outside).sum(-1)
@@ -67,7 +67,7 @@ def interaction(
     T = _outside(n, coalition)
     joined = lambda players: value(_joined(T, players))  # noqa: E731
     gain = joined(coalition) - sum(joined([i]) for i in coalition) + (len(coalition) - 1) * value(T)
-    return (coalition_law(n - len(coalition), index, p) * gain).sum()
+    return (coalition_weights(n - len(coalition), index, p) * gain).sum()
 
 
 def player_value(
@@ -75,7 +75,7 @@ def player_value(
 ) -> Tensor:
     """E_T[ v(T+i) - v(T) ], the Shapley or Banzhaf value of one of n players."""
     T = _outside(n, [player])
-    return (coalition_law(n - 1, index, p) * (value(_joined(T, [player])) - value(T))).sum()
+    return (coalition_weights(n - 1, index, p) * (value(_joined(T, [player])) - value(T))).sum()
 
 
 def maxsim_value(s: Tensor, inside: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ Sample k of problem b under a seed reads the words of Philox4x32-10 with the see
 own. An odd antithetic sample is the even one turned over: the complement of a coalition (Bernoulli: of its random
 words), the reverse of a permutation.
 
-The laws, for n players:
+The distributions, for n players:
 
     uniform       size = floor(word (n + 1) / 2^32), then a uniform subset of that size
-    stratified    size = (start + k') mod (n + 1), start drawn once a problem (counter k' = 2^32 - 1)
+    stratified    size = (start + k') mod (n + 1), start drawn once per problem (counter k' = 2^32 - 1)
     bernoulli     each player with probability p, to 32 binary digits
 
 A uniform subset of size c is Floyd's (Bentley and Floyd, CACM 1987), of the complement when c > n / 2; a permutation is
@@ -51,7 +51,7 @@ def coalition(
     stratified: bool = False,
     antithetic: bool = True,
 ) -> set[int]:
-    """One coalition; p None for the law of the Shapley index, otherwise Bernoulli(p)."""
+    """One coalition; p None for the distribution of the Shapley index, otherwise Bernoulli(p)."""
     counter, turned = (sample // 2, sample % 2 == 1) if antithetic else (sample, False)
     everyone = set(range(players))
     if p is not None:

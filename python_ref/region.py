@@ -27,8 +27,8 @@ def pooled_cosine(patches: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
 def walk_values(a: Tensor, gram: Tensor, regions: Tensor, orders: Tensor, prefixes: bool = True) -> Tensor:
     """What every walk says of every region's interaction: [B, R, K] of regions bool [B, R, n] and orders [B, K, n].
 
-    An order names the players that join, one a step; -1 is nobody. With `prefixes` a walk's value is the mean over the
-    coalitions it passes through, the empty one included; otherwise that of the coalition it ends with.
+    An order names the players that join, one per step; -1 is nobody. With `prefixes` a walk's value is the mean over
+    the coalitions it passes through, the empty one included; otherwise that of the coalition it ends with.
     """
     B, R, n = regions.shape
     K = orders.shape[1]

@@ -1,8 +1,8 @@
 """Exact interactions within one side (regions, or phrases), in plain PyTorch: orders 1 (values) and 2 (pairs).
 
-Both games are sums over lines. A direction has M lines of N entries, lines and entries being players, and is worth the
-mean, over the lines in the coalition, of the largest entry in it. The max-mean game is half its rows and half its
-columns; MaxSim, sum_{j in T} max_{i in T} s_ij, is a sum of games of one line each, its columns: their law is M = 1.
+Both games are sums over lines. A direction has M lines of N entries, lines and entries being players, and its value
+is the mean, over the lines in the coalition, of the largest entry in it. The max-mean game is half its rows and half
+its columns; MaxSim, sum_{j in T} max_{i in T} s_ij, is a sum of games of one line each, its columns: for these M = 1.
 
 Draw p, keep every other player with probability p, q = 1 - p. The r-th largest entry of a line is the coalition's
 maximum with probability p q^(r-1), so with a line sorted in descending order, x_1 >= .. >= x_N,
@@ -34,13 +34,13 @@ def side_weights(M: Tensor, N: Tensor, width: int, p: float | None, order: int) 
     r = torch.arange(1, width + 1, device=M.device).view(1, 1, -1, 1).double()
     m = torch.arange(max(int(M.max()) - 1, 0) if M.numel() else 0, device=M.device).view(1, 1, 1, -1).double()
     if p is None:
-        law, last = 1 / ((r + m) * (r + m + 1)), 1 / ((r + M - 2) * (r + M - 1)).clamp(min=1)
+        term, last = 1 / ((r + m) * (r + m + 1)), 1 / ((r + M - 2) * (r + M - 1)).clamp(min=1)
     else:
         q = torch.tensor(1 - p, dtype=torch.float64, device=M.device)
-        law, last = p * q ** (r + m - 1), p * q ** (r + M - 3)
+        term, last = p * q ** (r + m - 1), p * q ** (r + M - 3)
     mean = lambda x: (x * (m + 1) * (m < M - 1)).sum(-1) / (M * (M - 1)).squeeze(-1).clamp(min=1)  # noqa: E731
     inside = r.squeeze(-1) <= N.view(-1, 1, 1)
-    c, d = mean(law) * inside, 2 * mean(law - last) * inside / (M.squeeze(-1) - 2).clamp(min=1)
+    c, d = mean(term) * inside, 2 * mean(term - last) * inside / (M.squeeze(-1) - 2).clamp(min=1)
     return c + d, d, slope
 
 

@@ -110,10 +110,10 @@ def pairwise(backend: str, problem: Pairs, grad: Tensor | None = None) -> list[T
 def sides(backend: str, problem: Pairs, order: int, grads: tuple[Tensor, ...] | None = None) -> list[Tensor]:
     """Both sides' values (order 1) or pairs (order 2) and, with `grads`, the gradients of the scores (and columns')."""
     inputs = [x for x in (problem.scores, problem.col_scores) if x is not None]
-    law = None if problem.index == "shapley" else problem.p, problem.game, order
+    rest = None if problem.index == "shapley" else problem.p, problem.game, order
     lengths = problem.region_lengths, problem.phrase_lengths
     if backend == "emulated-cuda":
-        arguments = (problem.scores, problem.col_scores, *lengths, *law)
+        arguments = (problem.scores, problem.col_scores, *lengths, *rest)
         results = emulation.sides(*arguments)
         return results if grads is None else [*results, *emulation.sides(*arguments, grads)]
     device = device_of(backend)
@@ -121,7 +121,7 @@ def sides(backend: str, problem: Pairs, order: int, grads: tuple[Tensor, ...] | 
     with selected(backend) as name:
         on_device = [None if x is None else x.to(device) for x in lengths]
         cols = inputs[1] if len(inputs) == 2 else None
-        out = torch.ops.loupe.sides(inputs[0], cols, *on_device, *law, name)
+        out = torch.ops.loupe.sides(inputs[0], cols, *on_device, *rest, name)
         results = [x.detach() for x in out]
         if grads is not None:
             results += torch.autograd.grad(out, inputs, [x.to(device) for x in grads])

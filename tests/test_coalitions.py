@@ -12,7 +12,7 @@ from tests import emulation
 from tests.backends import SLOW, device_of, every_backend, selected
 from tests.triton_ahead import compiled
 
-LAWS = {
+DISTRIBUTIONS = {
     "uniform": {},
     "stratified": {"stratified": True},
     "not-antithetic": {"antithetic": False},
@@ -21,13 +21,13 @@ LAWS = {
     "rare": {"index": "banzhaf", "p": 1e-9},
 }
 PLAYERS = (0, 1, 2, 5, 33, 64, 65, 130)
-every_law = pytest.mark.parametrize("law", LAWS)
+every_distribution = pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 
 
 def draw(backend: str, what: str, players: int, samples: int, problems: int, **options) -> torch.Tensor:
     if backend == "emulated-cuda":
-        law, p = options.pop("index", "shapley"), options.pop("p", 0.5)
-        threshold = 0 if law == "shapley" else min(max(round(p * 2**32), 1), 2**32 - 1)
+        distribution, p = options.pop("index", "shapley"), options.pop("p", 0.5)
+        threshold = 0 if distribution == "shapley" else min(max(round(p * 2**32), 1), 2**32 - 1)
         seed = options.get("seed", 0)
         return emulation.sample(
             what,
@@ -56,9 +56,9 @@ def test_reference_philox_matches_the_published_answers():
 
 
 @every_backend
-@every_law
-def test_same_bits_as_the_reference(backend, law):
-    options = LAWS[law]
+@every_distribution
+def test_same_bits_as_the_reference(backend, distribution):
+    options = DISTRIBUTIONS[distribution]
     p = options.get("p", 0.5) if "index" in options else None
     flags = {k: v for k, v in options.items() if k not in ("index", "p")}
     start = {"seed": 2**63 + 5, "first_problem": 2**40, "first_sample": 3}
@@ -88,18 +88,18 @@ def test_largest_game(dtype):
         assert torch.equal(got.sort(-1).values, torch.arange(1024, dtype=torch.int32).expand(6, -1))
 
 
-@every_law
-def test_any_part_of_a_batch_has_the_same_bits(law):
+@every_distribution
+def test_any_part_of_a_batch_has_the_same_bits(distribution):
     threads = torch.get_num_threads()
-    whole = sample_coalitions(70, 1201, 3, seed=5, **LAWS[law])
+    whole = sample_coalitions(70, 1201, 3, seed=5, **DISTRIBUTIONS[distribution])
     try:
         torch.set_num_threads(3)
-        assert torch.equal(whole, sample_coalitions(70, 1201, 3, seed=5, **LAWS[law]))
+        assert torch.equal(whole, sample_coalitions(70, 1201, 3, seed=5, **DISTRIBUTIONS[distribution]))
     finally:
         torch.set_num_threads(threads)
-    part = sample_coalitions(70, 300, 2, seed=5, first_problem=1, first_sample=601, **LAWS[law])
+    part = sample_coalitions(70, 300, 2, seed=5, first_problem=1, first_sample=601, **DISTRIBUTIONS[distribution])
     assert torch.equal(part, whole[1:, 601:901])
-    assert torch.equal(sample_coalitions(70, 1201, seed=5, **LAWS[law]), whole[0])
+    assert torch.equal(sample_coalitions(70, 1201, seed=5, **DISTRIBUTIONS[distribution]), whole[0])
 
 
 def test_seeds_problems_and_streams_differ():
@@ -112,14 +112,14 @@ def test_seeds_problems_and_streams_differ():
 
 
 def chi_square_tail(counts: torch.Tensor, expected: torch.Tensor) -> float:
-    """Probability of a chi-square at least this large, if the law were the expected one."""
+    """Probability of a chi-square at least this large, if the distribution were the expected one."""
     statistic = ((counts - expected) ** 2 / expected).sum()
     degrees = torch.tensor((len(counts) - 1) / 2.0, dtype=torch.float64)
     return torch.special.gammaincc(degrees, statistic / 2).item()
 
 
-class TestLaw:
-    """Chi-square tests with fixed seeds, at a level that a right law misses once in a million."""
+class TestDistribution:
+    """Chi-square tests with fixed seeds, at a level that a right distribution misses once in a million."""
 
     draws = 1_000_000
     level = 1e-6

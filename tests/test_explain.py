@@ -12,31 +12,31 @@ from loupe_ext import games
 from loupe_ext._indices import size_weights
 from loupe_ext.explain.plan import Plan, pattern_weights, subsets
 
-LAWS = [("shapley", 0.5), ("banzhaf", 0.5), ("banzhaf", 0.2)]
+INDICES = [("shapley", 0.5), ("banzhaf", 0.5), ("banzhaf", 0.2)]
 
 
-def enumerated(worth, n, index="shapley", p=0.5):
-    """[n, n]: interactions by their definition, values on the diagonal. `worth` [2^n], by the coalition's bits."""
+def enumerated(values, n, index="shapley", p=0.5):
+    """[n, n]: interactions by their definition, values on the diagonal. `values` [2^n], by the coalition's bits."""
     out = torch.zeros(n, n, dtype=torch.float64)
     for i, j in itertools.combinations_with_replacement(range(n), 2):
         pair = 1 << i | 1 << j
         others = n - len({i, j})
-        law = size_weights(others, index, p)
+        weights = size_weights(others, index, p)
         for rest in range(2**n):
             if rest & pair:
                 continue
             size = rest.bit_count()
-            gain = worth[rest | 1 << i] - worth[rest]
+            gain = values[rest | 1 << i] - values[rest]
             if i != j:
-                gain = worth[rest | pair] - worth[rest | 1 << j] - gain
-            out[i, j] += law[size] / math.comb(others, size) * gain
+                gain = values[rest | pair] - values[rest | 1 << j] - gain
+            out[i, j] += weights[size] / math.comb(others, size) * gain
         out[j, i] = out[i, j]
     return out
 
 
-def table_game(worth):
-    n = (len(worth) - 1).bit_length()
-    return games.Function(lambda masks: worth[(masks.long() << torch.arange(n)).sum(1)], n)
+def table_game(values):
+    n = (len(values) - 1).bit_length()
+    return games.Function(lambda masks: values[(masks.long() << torch.arange(n)).sum(1)], n)
 
 
 def random(*shape, seed=0):
@@ -61,7 +61,7 @@ SMALL_GAMES = {
 }
 
 
-@pytest.mark.parametrize(("index", "p"), LAWS)
+@pytest.mark.parametrize(("index", "p"), INDICES)
 @pytest.mark.parametrize("name", SMALL_GAMES)
 def test_games_by_every_way_that_is_exact(name, index, p):
     game = SMALL_GAMES[name]()
@@ -106,12 +106,12 @@ def test_estimates_are_unbiased_and_their_errors_calibrated(design, index, p, an
     n, seeds, budget = (14, 200, 16_000) if design == "permutation" else (11, 200, 1200)
     game = games.LateInteraction(random(n, 3))
     truth = game.exact(index, p)
-    worth = games.Function(lambda masks: game(masks) + 7.0, n)
+    values = games.Function(lambda masks: game(masks) + 7.0, n)
     found = []
     for seed in range(seeds):
         plan = loupe_ext.plan(n, budget, design=design, index=index, p=p, antithetic=antithetic, seed=seed)
         assert len(plan) <= budget
-        found.append(loupe_ext.aggregate(plan, worth(plan.masks()), fit=fit))
+        found.append(loupe_ext.aggregate(plan, values(plan.masks()), fit=fit))
     for got, errors, true in (
         (torch.stack([f.values for f in found]), torch.stack([f.value_errors for f in found]), truth.diagonal()),
         (torch.stack([f.pairs for f in found]), torch.stack([f.pair_errors for f in found]), truth),
@@ -141,7 +141,7 @@ def test_plan_is_the_same_everywhere_and_comes_together_bit_for_bit(tmp_path):
 
 
 @pytest.mark.parametrize("budget", [80, 500, 4000, 30_000])
-@pytest.mark.parametrize(("index", "p"), LAWS)
+@pytest.mark.parametrize(("index", "p"), INDICES)
 def test_stratified_plans(budget, index, p):
     n = 15
     plan = loupe_ext.plan(n, budget, index=index, p=p)
@@ -185,10 +185,10 @@ def test_chosen_pairs():
 
 def test_many_games_share_a_plan():
     plan = loupe_ext.plan(13, 1000)
-    worth = [games.LateInteraction(random(13, 3, seed=s))(plan.masks()) for s in range(3)]
-    together = loupe_ext.aggregate(plan, torch.stack(worth))
+    values = [games.LateInteraction(random(13, 3, seed=s))(plan.masks()) for s in range(3)]
+    together = loupe_ext.aggregate(plan, torch.stack(values))
     assert together.pairs.shape == (3, 13, 13)
-    for k, one in enumerate(worth):
+    for k, one in enumerate(values):
         alone = loupe_ext.aggregate(plan, one)
         torch.testing.assert_close(together.pairs[k], alone.pairs, rtol=0, atol=1e-12)
         torch.testing.assert_close(together.pair_errors[k], alone.pair_errors, rtol=0, atol=1e-10)
@@ -211,10 +211,10 @@ def test_a_control_and_a_fit_make_errors_smaller():
     game, control = Softmax(scores), games.LateInteraction(scores)
     truth = loupe_ext.interactions(game, budget=2**n).pairs
     plan = loupe_ext.plan(n, 2000)
-    worth = game(plan.masks())
+    values = game(plan.masks())
 
     def error(**options):
-        return (loupe_ext.aggregate(plan, worth, **options).pairs - truth).square().mean().sqrt().item()
+        return (loupe_ext.aggregate(plan, values, **options).pairs - truth).square().mean().sqrt().item()
 
     plain = error(fit=False)
     assert error(fit=True) < 0.6 * plain
@@ -277,10 +277,10 @@ def test_pairs_are_symmetric_to_the_bit(fit):
 
 def test_nan_stays_in_its_own_game():
     plan = loupe_ext.plan(12, 600)
-    worth = torch.stack([random(len(plan)), random(len(plan), seed=1)])
-    clean = loupe_ext.aggregate(plan, worth)
-    worth[0, 17] = torch.nan
-    found = loupe_ext.aggregate(plan, worth)
+    values = torch.stack([random(len(plan)), random(len(plan), seed=1)])
+    clean = loupe_ext.aggregate(plan, values)
+    values[0, 17] = torch.nan
+    found = loupe_ext.aggregate(plan, values)
     assert found.values[0].isnan().all()
     assert found.pairs[0][~torch.eye(12, dtype=torch.bool)].isnan().all()
     assert torch.equal(found.pairs[1], clean.pairs[1])
@@ -314,8 +314,8 @@ def test_a_cosine_sees_no_scale_of_its_own_coalition():
 
 
 def test_patches_of_no_length_have_value_0():
-    worth = games.PooledCosine(torch.zeros(3, 2), random(2))(torch.eye(3, dtype=torch.bool))
-    assert (worth == 0).all()
+    values = games.PooledCosine(torch.zeros(3, 2), random(2))(torch.eye(3, dtype=torch.bool))
+    assert (values == 0).all()
 
 
 def test_large_common_values_cost_no_digits():
@@ -328,12 +328,12 @@ def test_large_common_values_cost_no_digits():
 @pytest.mark.parametrize("design", ["stratified", "permutation"])
 def test_large_interactions_do_not_drown_their_standard_errors(design):
     """All pairs interact by 2^26 more, which float64 adds to these values without rounding."""
-    worth = (random(2**10) * 2**20).round() / 2**20
+    values = (random(2**10) * 2**20).round() / 2**20
     plan = loupe_ext.plan(10, 400, design=design)
     masks = plan.masks()
     rows, size = (masks.long() << torch.arange(10)).sum(1), masks.sum(1)
-    small = loupe_ext.aggregate(plan, worth[rows], fit=False)
-    large = loupe_ext.aggregate(plan, worth[rows] + 2.0**25 * size * (size - 1), fit=False)
+    small = loupe_ext.aggregate(plan, values[rows], fit=False)
+    large = loupe_ext.aggregate(plan, values[rows] + 2.0**25 * size * (size - 1), fit=False)
     torch.testing.assert_close(large.pair_errors, small.pair_errors, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 

@@ -91,13 +91,13 @@ class TestReference:
         n = 5
         masks = torch.tensor(list(itertools.product([False, True], repeat=n)))
         game = torch.randn(2**n, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-        worth = dict(zip((frozenset(x.nonzero().flatten().tolist()) for x in masks), game.tolist(), strict=True))
+        value = dict(zip((frozenset(x.nonzero().flatten().tolist()) for x in masks), game.tolist(), strict=True))
         m = coalition_moments(pack_coalitions(masks), game, n)
         own = m.diagonal()
         got = (game.sum() - 2 * (own[:, None] + own) + 4 * m) / 2 ** (n - 2)
         for i, j in itertools.combinations(range(n), 2):
-            others = [t for t in worth if not t & {i, j}]
-            gains = [worth[t | {i, j}] - worth[t | {i}] - worth[t | {j}] + worth[t] for t in others]
+            others = [t for t in value if not t & {i, j}]
+            gains = [value[t | {i, j}] - value[t | {i}] - value[t | {j}] + value[t] for t in others]
             assert got[i, j].item() == pytest.approx(sum(gains) / len(gains), abs=1e-12)
 
 

@@ -77,7 +77,7 @@ class TestReference:
 
     def test_enumeration_counts_every_coalition_once(self):
         for index in ("shapley", "banzhaf"):
-            assert brute.coalition_law(5, index, 0.3).sum().item() == pytest.approx(1, abs=1e-14)
+            assert brute.coalition_weights(5, index, 0.3).sum().item() == pytest.approx(1, abs=1e-14)
 
 
 class TestValues:
@@ -152,7 +152,7 @@ class TestValues:
         assert torch.equal(got, pairwise_interactions(s, region_lengths=torch.tensor([2, 5])))
 
 
-# The dtype decides how scores are loaded (half types) and in what is computed (float64); the index decides the law,
+# The dtype decides how scores are loaded (half types) and in what is computed (float64); the index decides the weights,
 # always of float64. One line longer than a warp and one shorter; square scores need one kernel for both directions.
 @pytest.mark.parametrize(
     ("dtype", "shape", "probabilities", "count"),
@@ -434,8 +434,8 @@ class TestBadInput:
         [
             ([1, 2], TypeError, "expected a torch.Tensor, got list"),
             (torch.tensor([1.0, 2.0]), TypeError, "expected dtype int32 or int64, got torch.float32"),
-            (torch.tensor([1, 2, 3]), ValueError, r"expected shape \(2,\), one length a problem, got \(3,\)"),
-            (torch.tensor(1), ValueError, r"expected shape \(2,\), one length a problem, got \(\)"),
+            (torch.tensor([1, 2, 3]), ValueError, r"expected shape \(2,\), one length per problem, got \(3,\)"),
+            (torch.tensor(1), ValueError, r"expected shape \(2,\), one length per problem, got \(\)"),
             (torch.empty(2, dtype=torch.int64, device="meta"), ValueError, "expected device cpu, got meta"),
             (torch.tensor([1, 9]), ValueError, r"expected values in 0..[34], got 9 at \[1\]"),
             (torch.tensor([-1, 1]), ValueError, r"expected values in 0..[34], got -1 at \[0\]"),

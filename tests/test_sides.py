@@ -42,8 +42,8 @@ FASTEST = f"cpu-{loupe_ext._C.cpu_target()}"
 def vector(t: int, game: str, index: str, order: int) -> tuple[Pairs, torch.Tensor]:
     """A problem of the shared vectors, and what is wanted for all its players: values [1, n] or pairs [1, n, n]."""
     s, c = (torch.from_numpy(VECTORS[f"g{t}_{key}"]) for key in ("s", "s_col"))
-    law = {"shapley": "shapley", "banzhaf": "banzhaf0.5"}[index]
-    want = torch.from_numpy(VECTORS[f"g{t}_{game.replace('-', '')}_{law}_{order}"])
+    name = {"shapley": "shapley", "banzhaf": "banzhaf0.5"}[index]
+    want = torch.from_numpy(VECTORS[f"g{t}_{game.replace('-', '')}_{name}_{order}"])
     return Pairs(f"g{t}", s[None], None if game == "maxsim" else c[None], index=index, game=game), want[None]
 
 
@@ -78,20 +78,20 @@ def assert_all_close(got: list[torch.Tensor], want: list[torch.Tensor], toleranc
 
 
 def score(problem: Pairs) -> torch.Tensor:
-    """What all players together are worth, [B]."""
+    """The value of all players together, [B]."""
     cols = problem.scores if problem.col_scores is None else problem.col_scores
-    worth = []
+    values = []
     for b, (s, c) in enumerate(zip(problem.scores, cols, strict=True)):
         M = s.shape[0] if problem.region_lengths is None else int(problem.region_lengths[b])
         N = s.shape[1] if problem.phrase_lengths is None else int(problem.phrase_lengths[b])
         s, c = s[:M, :N], c[:M, :N]
         if M * N == 0:
-            worth.append(s.sum())
+            values.append(s.sum())
         elif problem.game == "maxsim":
-            worth.append(s.amax(0).sum())
+            values.append(s.amax(0).sum())
         else:
-            worth.append((s.amax(1).mean() + c.amax(0).mean()) / 2)
-    return torch.stack(worth)
+            values.append((s.amax(1).mean() + c.amax(0).mean()) / 2)
+    return torch.stack(values)
 
 
 class TestReference:

@@ -29,7 +29,7 @@ def aggregate(
     r"""Values of all players and interactions of all pairs, from the values of a plan's coalitions.
 
     The estimate of a group of coalitions (those of one size) is a difference of means, over the coalitions that hold
-    both players, one of them, and neither; the sum over sizes, weighted by the index's law, is unbiased where each of
+    both players, one of them, and neither; the sum over sizes, weighted by the index, is unbiased where each of
     these occurs, and exact where all coalitions of a size were evaluated. Where one of these is missing, because few
     coalitions of a size were drawn, the mean of the size stands in for its own, and its variance for its own: the
     estimate is then biased. Budgets from about 12 n^2 are enough for the stratified design; a Banzhaf index with a

@@ -122,7 +122,7 @@ def plan(
         n: players, 1 to 1024.
         budget: evaluations at most. From 2^n on, every coalition is evaluated once, and the result is exact. (For a
             Banzhaf index, sizes that hold less than 1e-12 of the weight are always left out.)
-        index: "shapley" or "banzhaf" (with `p`): the law of the coalitions that the interactions average over.
+        index: "shapley" or "banzhaf" (with `p`): the distribution of the coalitions that the interactions average over.
         p: a player's probability in "banzhaf", strictly between 0 and 1.
         design: how coalitions are chosen.
 
@@ -134,7 +134,8 @@ def plan(
             the others is walked with neither, either and both of the pair.
         pairs: for "permutation": the pairs of players wanted. None: all.
         seed: 0 to 2^64 - 1. The same seed gives the same coalitions on every machine.
-        antithetic: draw coalitions with their complements (permutations with their reverses) where the law allows it.
+        antithetic: draw coalitions with their complements (permutations with their reverses) where these have
+            the same distribution.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, or is out of its range; the budget is too small for one
@@ -264,7 +265,7 @@ def _stratified(plan: Plan) -> tuple[Tensor, tuple[Group, ...]]:
 
 
 def _mirrored(plan: Plan) -> bool:
-    """Whether complements follow the same law, and are wanted."""
+    """Whether complements have the same distribution, and are wanted."""
     return plan.antithetic and (plan.index == "shapley" or plan.p == 0.5)
 
 

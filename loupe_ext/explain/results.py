@@ -85,9 +85,9 @@ class Interactions:
         return self if check_int("order", order, 1, 2) == 2 else replace(self, pairs=None, pair_errors=None)
 
     def __repr__(self) -> str:
-        law = self.index if self.index == "shapley" else f"{self.index}, p={self.p}"
+        index = self.index if self.index == "shapley" else f"{self.index}, p={self.p}"
         games = f"{len(self.values)} games, " if self.values.dim() == 2 else ""
-        return f"Interactions({games}{self.n} players, {law}, {self.method}, {self.evaluations} evaluations)"
+        return f"Interactions({games}{self.n} players, {index}, {self.method}, {self.evaluations} evaluations)"
 
     def top(self, k: int = 10) -> list[tuple[str, str, float]]:
         """The `k` pairs whose interactions are largest in size, as (player, player, interaction). NaN last."""

@@ -1,4 +1,4 @@
-"""A batch of games as the ops that read one take it: scores of regions with phrases, lengths, law and kind."""
+"""A batch of games as the ops that read one take it: scores of regions with phrases, lengths, index and game."""
 
 from typing import Literal, get_args
 
@@ -64,7 +64,7 @@ def check_games(
         check_lengths("phrase_lengths", cols_of, scores.shape[:1], scores.device)
     M, N = scores.shape[1:]
     if M * (N + 8) >= MAX_ENTRIES:
-        raise ValueError(f"scores: expected fewer than 2^28 entries a problem, got {M} x {N}")
+        raise ValueError(f"scores: expected fewer than 2^28 entries per problem, got {M} x {N}")
     check_probability(p)
     check_choice("game", game, GAMES)
 

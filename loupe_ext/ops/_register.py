@@ -1,6 +1,6 @@
 """One way to register an op: its schema, one function for CPU and CUDA alike, its fake and its gradient.
 
-`torch.library.Library` instead of `torch.library.custom_op`: a third of the overhead a call.
+`torch.library.Library` instead of `torch.library.custom_op`: a third of the overhead per call.
 """
 
 from collections.abc import Callable
@@ -71,7 +71,7 @@ def transformable(
     """`function` for torch.func, which goes through an autograd.Function but not through an op's registered autograd.
 
     vmap folds its dimension into the first of every tensor, but for the arguments at the places `shared`, which have no
-    batch dimension: where one of these is mapped, or with `shared` None, it is a call for each.
+    batch dimension: where one of these is mapped, or with `shared` None, it is one call for each.
     """
 
     def forward(*args: Any) -> Any:

@@ -29,7 +29,7 @@ def sample_coalitions(
     device: torch.device | str = "cpu",
     backend: Backend = "auto",
 ) -> Tensor:
-    r"""Random coalitions under the law of an interaction index, as packed bits.
+    r"""Random coalitions from the distribution of an interaction index, as packed bits.
 
     Sample :math:`k` of problem :math:`b` depends on the seed, :math:`b` and :math:`k` alone (Philox4x32-10 by counter):
     the same bits on every backend, for any thread count, split of the batch or world size. Draw a part of a larger
@@ -37,11 +37,11 @@ def sample_coalitions(
 
     Args:
         num_players: 0 to 1024. (For the interaction of a coalition :math:`S`, the players outside :math:`S`.)
-        num_samples: samples a problem; with `antithetic`, samples 2j and 2j + 1 are a pair.
+        num_samples: samples per problem; with `antithetic`, samples 2j and 2j + 1 are a pair.
         num_problems: None for one problem without a batch dimension.
         seed: 0 to 2^64 - 1.
-        index: "shapley": a size uniform on 0..n, then a uniform subset of that size, which is the law of the Shapley
-            interaction index. "banzhaf": every player with probability `p`, kept to 32 binary digits.
+        index: "shapley": a size uniform on 0..n, then a uniform subset of that size, the distribution of the
+            Shapley interaction index. "banzhaf": every player with probability `p`, kept to 32 binary digits.
         p: probability of "banzhaf", strictly between 0 and 1.
         stratified: the sizes of "shapley" go round 0..n from a random start instead of being drawn: every size equally
             often, up to one, in every problem.
@@ -53,7 +53,7 @@ def sample_coalitions(
 
     Returns:
         int64 [num_problems, num_samples, ceil(n / 64)] (or [num_samples, ...]); bit i % 64 of word i / 64 is player i.
-        `unpack_coalitions` makes masks of them. Integers below a bound are the high word of a product, so their law is
+        `unpack_coalitions` makes masks of them. Integers below a bound are the high word of a product, so they are
         uniform up to bound / 2^32.
 
     Raises:

@@ -42,7 +42,7 @@ def coalition_moments(
     Args:
         coalitions: [S, ceil(n / 64)] int64, packed as by `pack_coalitions` and `sample_coalitions`. Bits beyond `n` are
             ignored.
-        values: [S] or [C, S], what each coalition is worth (in C games or channels), on the device of `coalitions`;
+        values: [S] or [C, S], the value of each coalition (in C games or channels), on the device of `coalitions`;
             float16, bfloat16, float32 or float64.
         n: number of players, 1 to 1024.
         offsets: [G + 1] int64, on a CPU or on the device of `coalitions`: rows offsets[g] to offsets[g + 1] - 1 are

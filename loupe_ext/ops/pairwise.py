@@ -29,7 +29,7 @@ def pairwise_interactions(
     r"""Interaction of every region with every phrase, or of all pairs of players, exactly, at the price of a sort.
 
     Regions :math:`i` and phrases :math:`j` are the players of the late-interaction game of LOUPE (Li et al., NeurIPS
-    2022, section 3.3), in which a coalition :math:`T` of regions and phrases is worth
+    2022, section 3.3), in which a coalition :math:`T` of regions and phrases has the value
 
     .. math:: v(T) = \tfrac12\Big[\operatorname{mean}_{i \in T} \max_{j \in T} s_{ij}
                      + \operatorname{mean}_{j \in T} \max_{i \in T} s'_{ij}\Big]

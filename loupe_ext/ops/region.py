@@ -73,7 +73,7 @@ def region_interactions(
     All regions of an image walk the same permutations. Leaving one region's patches out of a uniform permutation leaves
     a uniform permutation of the others, so every region's estimate is unbiased by itself; the estimates of one image's
     regions are correlated, and their differences mostly have less noise for it. Shared are the Gram matrix, the draws
-    and the running sums of the whole prefix; a region then pays its own size a step. Feature width is paid once.
+    and the running sums of the whole prefix; a region then pays its own size per step. Feature width is paid once.
 
     Args:
         patches: [B, n, d] or [n, d], up to 1024 patches; float16, bfloat16, float32 or float64.

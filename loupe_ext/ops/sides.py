@@ -64,13 +64,13 @@ def shapley_values(
 
 
 def _check(scores: Tensor, order: int, *games: Any) -> list[tuple[int, ...]]:
-    """The shapes of the results, one a side."""
+    """The shapes of the results, one per side."""
     check_games(scores, *games)
     if order not in (1, 2):
         raise ValueError(f"order: expected 1 (values) or 2 (pairs), got {order}")
     B, M, N = scores.shape
     if N * (M + 8) >= MAX_ENTRIES:
-        raise ValueError(f"scores: expected fewer than 2^28 entries a problem, got {M} x {N}")
+        raise ValueError(f"scores: expected fewer than 2^28 entries per problem, got {M} x {N}")
     return [(B, n) if order == 1 else (B, n, n) for n in (M, N)]
 
 

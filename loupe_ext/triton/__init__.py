@@ -1,1 +1,1 @@
-"""Triton kernels, one file an op. Imported only when the backend is asked for, so that triton stays optional."""
+"""Triton kernels, one file per op. Imported only when the backend is asked for, so that triton stays optional."""

@@ -1,6 +1,6 @@
 """Random coalitions and permutations in Triton: a program takes a block of samples of one problem.
 
-The law and the order of the random words are python_ref/coalitions.py's, bit for bit.
+The distribution and the order of the random words are python_ref/coalitions.py's, bit for bit.
 """
 
 import triton

@@ -18,7 +18,7 @@ MAX_LINE = 4096  # entries; the sort of a line is unrolled
 
 @triton.jit
 def line_means(M, N, t, log_q, SHAPLEY: tl.constexpr):
-    """What all lines share: the means over t = 0 .. M-1 of the law's terms, and an empty line's factor (float64)."""
+    """What all lines share: the means of its terms over t = 0 .. M-1, and an empty line's factor (float64)."""
     m, n = tl.maximum(M, 1).to(tl.float64), tl.maximum(N, 1).to(tl.float64)
     others = tl.maximum(m - 1, 1.0)
     if SHAPLEY:
@@ -35,7 +35,7 @@ def line_means(M, N, t, log_q, SHAPLEY: tl.constexpr):
 
 
 @triton.jit
-def rank_law(M, r, p, log_q, in_mean, lone, SHAPLEY: tl.constexpr):
+def rank_weights(M, r, p, log_q, in_mean, lone, SHAPLEY: tl.constexpr):
     """w and v (float64) of ranks r >= 1."""
     m = tl.maximum(M, 1).to(tl.float64)
     if SHAPLEY:
@@ -48,11 +48,11 @@ def rank_law(M, r, p, log_q, in_mean, lone, SHAPLEY: tl.constexpr):
 
 
 @triton.jit
-def _line_law(M, N, k, t, p, log_q, share, SHAPLEY: tl.constexpr):
+def _line_weights(M, N, k, t, p, log_q, share, SHAPLEY: tl.constexpr):
     """a, b and, at the places k of a sorted line, w, v, w_below, v_below (float64); M lines of N entries."""
     in_mean, lone, empty = line_means(M, N, t, log_q, SHAPLEY)
     real = (k >= 1) & (k < N)
-    w, v = rank_law(M, tl.where(real, k.to(tl.float64), 1.0), p, log_q, in_mean, lone, SHAPLEY)
+    w, v = rank_weights(M, tl.where(real, k.to(tl.float64), 1.0), p, log_q, in_mean, lone, SHAPLEY)
     w = tl.where(real, w, 0.0) * share
     v = tl.where(real, v, 0.0) * share
     w_below = tl.cumsum(w, 0, reverse=True) - w
@@ -98,14 +98,14 @@ def _lines_kernel(
     LINES_P: tl.constexpr,
 ):
     compute = tl.float64 if DOUBLE else tl.float32
-    programs = tl.cdiv(lines, ROWS)  # a problem
+    programs = tl.cdiv(lines, ROWS)  # per problem
     b = (tl.program_id(0) // programs).to(tl.int64)
     M = tl.load(line_lengths + b).to(tl.int32)
     N = tl.load(entry_lengths + b).to(tl.int32)
     line = tl.program_id(0) % programs * ROWS + tl.arange(0, ROWS)
     k = tl.arange(0, P)
     p, log_q = p_bits.to(tl.float64, bitcast=True), log_q_bits.to(tl.float64, bitcast=True)
-    a, bb, w, v, w_below, v_below = _line_law(
+    a, bb, w, v, w_below, v_below = _line_weights(
         M * 0 + 1 if MAXSIM else M, N, k, tl.arange(0, LINES_P), p, log_q, 1.0 if MAXSIM else 0.5, SHAPLEY
     )
     w, v, w_below, v_below = w.to(compute), v.to(compute), w_below.to(compute), v_below.to(compute)

@@ -11,19 +11,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from loupe_ext.triton.pairwise import Problem, find, line_means, rank_law
+from loupe_ext.triton.pairwise import Problem, find, line_means, rank_weights
 
 TILE = 32  # players by players, or lines by players
 RUN = 32  # terms summed on their own, so that rounding hardly grows with the number of terms
 
 
 @triton.jit
-def _side_law(M, N, k, t, p, log_q, share, SHAPLEY: tl.constexpr, ORDER: tl.constexpr):
+def _side_weights(M, N, k, t, p, log_q, share, SHAPLEY: tl.constexpr, ORDER: tl.constexpr):
     """own, other, slope, step of python_ref/sides.py at places k of a sorted line (float64); M lines of N entries."""
     in_mean, lone, _ = line_means(M, N, t, log_q, SHAPLEY)
     real = k < N
     r = k.to(tl.float64) + 1
-    w, v = rank_law(M, r, p, log_q, in_mean, lone, SHAPLEY)
+    w, v = rank_weights(M, r, p, log_q, in_mean, lone, SHAPLEY)
     if ORDER == 1:
         own, other = w + v, v
         slope = w
@@ -50,8 +50,8 @@ def _side_law(M, N, k, t, p, log_q, share, SHAPLEY: tl.constexpr, ORDER: tl.cons
             d = here * (tl.sum(tl.where(t + 1 < M, d_term, 0.0)) / triples)
         d = tl.where(M > 2, d, 0.0)
         own, other = c + d, d
-        slope, _ = rank_law(M, tl.maximum(r - 1, 1.0), p, log_q, in_mean, lone, SHAPLEY)
-    before, _ = rank_law(M, tl.maximum(r - ORDER, 1.0), p, log_q, in_mean, lone, SHAPLEY)
+        slope, _ = rank_weights(M, tl.maximum(r - 1, 1.0), p, log_q, in_mean, lone, SHAPLEY)
+    before, _ = rank_weights(M, tl.maximum(r - ORDER, 1.0), p, log_q, in_mean, lone, SHAPLEY)
     step = tl.where(k > 0, before - slope, 0.0)
     keep = tl.where(real, share, 0.0)
     return own * keep, other * keep, slope * keep, step * keep
@@ -83,12 +83,12 @@ def _sums_kernel(
 ):
     """H of every entry, and the two sums of every line."""
     compute = tl.float64 if DOUBLE else tl.float32
-    programs = tl.cdiv(lines, ROWS)  # a problem
+    programs = tl.cdiv(lines, ROWS)  # per problem
     b = (tl.program_id(0) // programs).to(tl.int64)
     M, N = tl.load(line_lengths + b).to(tl.int32), tl.load(entry_lengths + b).to(tl.int32)
     line, k = tl.program_id(0) % programs * ROWS + tl.arange(0, ROWS), tl.arange(0, P)
     p, log_q = p_bits.to(tl.float64, bitcast=True), log_q_bits.to(tl.float64, bitcast=True)
-    own, other, slope, _ = _side_law(
+    own, other, slope, _ = _side_weights(
         M * 0 + 1 if MAXSIM else M, N, k, tl.arange(0, LINES_P), p, log_q, 1.0 if MAXSIM else 0.5, SHAPLEY, ORDER
     )
     at = b * lines * entries + line[:, None].to(tl.int64) * line_step + k[None, :] * entry_step
@@ -139,12 +139,12 @@ def _grads_kernel(
 ):
     """The scores' gradient, from what reaches H of every entry (part), every line's sum and the sum over all lines."""
     compute = tl.float64 if DOUBLE else tl.float32
-    programs = tl.cdiv(lines, ROWS)  # a problem
+    programs = tl.cdiv(lines, ROWS)  # per problem
     b = (tl.program_id(0) // programs).to(tl.int64)
     M, N = tl.load(line_lengths + b).to(tl.int32), tl.load(entry_lengths + b).to(tl.int32)
     line, k = tl.program_id(0) % programs * ROWS + tl.arange(0, ROWS), tl.arange(0, P)
     p, log_q = p_bits.to(tl.float64, bitcast=True), log_q_bits.to(tl.float64, bitcast=True)
-    own, other, slope, step = _side_law(
+    own, other, slope, step = _side_weights(
         M * 0 + 1 if MAXSIM else M, N, k, tl.arange(0, LINES_P), p, log_q, 1.0 if MAXSIM else 0.5, SHAPLEY, ORDER
     )
     at = b * lines * entries + line[:, None].to(tl.int64) * line_step + k[None, :] * entry_step

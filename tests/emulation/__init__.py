@@ -97,8 +97,8 @@ def _run(
     scores = tensors[0]
     assert scores is not None
     head = np.array([*scores.shape, _DTYPES.index(scores.dtype), *options], dtype=np.int64)
-    law = np.array([math.nan if p is None else p])
-    stdin = b"".join([head.tobytes(), law.tobytes(), *(_bytes(x) for x in tensors if x is not None)])
+    probability = np.array([math.nan if p is None else p])
+    stdin = b"".join([head.tobytes(), probability.tobytes(), *(_bytes(x) for x in tensors if x is not None)])
     stdout = run(_HERE / source, stdin, environment)
     return torch.frombuffer(bytearray(stdout), dtype=scores.dtype) if stdout else scores.new_empty(0)
 
