@@ -1,3 +1,5 @@
+import signal
+
 import pytest
 import torch
 
@@ -14,6 +16,8 @@ def _uninitialised_memory_is_nan():
 
 
 def pytest_configure(config):
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job that a script runs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "gpu: a test that runs on a GPU, or on whatever device stands in for one")
 
 

@@ -159,7 +159,9 @@ class TestState:
             ({WEIGHT: torch.zeros(17)}, rf"expected torch.float32 \[16\] for .*'{WEIGHT}', got torch.float32 \[17\]"),
             ({WEIGHT: torch.zeros(16).half()}, rf"expected .* for .*'{WEIGHT}', got torch.float16 \[16\]"),
             ({"model.other": torch.zeros(1)}, "expected none for the tensor 'model.other', got torch.float32"),
-            ({"position": '{"step": -1}'}, "step: expected 0 to"),
+            ({"position": '{"processes": [{"step": -1}]}'}, "step: expected 0 to"),
+            ({"position": '{"processes": [{}, {}]}'}, "expected the positions of 1 processes, got 2"),
+            ({"position": '{"step": 1}'}, "expected the positions of 1 processes, got None"),
         ],
     )
     def test_that_nobody_can_go_on_from(self, changes, message, tmp_path):

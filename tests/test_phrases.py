@@ -13,7 +13,7 @@ import torch
 from loupe_ext import data
 from loupe_ext.data import Pairs, Vocabulary
 from loupe_ext.phrases import SpacyChunker, chunk, phrase_at, tokens
-from loupe_ext.train import Config, train
+from loupe_ext.train import Config, fit, from_pretrained
 
 MARKED = [
     line
@@ -268,7 +268,7 @@ class TestPairs:
     def test_scenes_captions_give_the_scenes_pairs(self):
         want = data.load("scenes", "train", 50).pairs
         got = Pairs.from_captions(want.images, [want.caption(i) for i in range(50)], want.vocabulary)
-        assert torch.equal(got.words, want.words[:, : got.words.shape[1]])
+        assert torch.equal(got.tokens, want.tokens[:, : got.tokens.shape[1]])
         assert torch.equal(got.spans, want.spans)
         assert torch.equal(got.phrase_lengths, want.phrase_lengths)
 
@@ -282,17 +282,18 @@ class TestPairs:
 
     def test_a_long_caption_is_cut_and_phrases_with_it(self):
         pairs = Pairs.from_captions(self.images(2), ["the cat on a mat " * 1000, "of " * 70 + "a cat"], longest=8)
-        assert pairs.words.shape == (2, 8)
+        assert pairs.tokens.shape == (2, 8)
         assert pairs.phrases(0) == ["the cat", "a mat", "the cat"]
         assert pairs.phrases(1) == [" ".join(["of"] * 8)]
-        assert Pairs.from_captions(self.images(1), ["the cat on a mat " * 1000]).words.shape == (1, 60)
+        assert Pairs.from_captions(self.images(1), ["the cat on a mat " * 1000]).tokens.shape == (1, 60)
 
     def test_a_checkpoint_keeps_them_and_they_train(self, tmp_path):
         captions = ["A dog chases two cats.", "the red door of a house", "snow!", "\U0001f600 a caf\u00e9 at 5"] * 2
         pairs = Pairs.from_captions(torch.randint(256, (8, 3, 16, 16), dtype=torch.uint8), captions)
-        config = Config(width=8, dim=8, batch=4, train_size=len(pairs), steps=2, proposals=4, precision="float32")
-        history = train(pairs, config, path=tmp_path / "run").history
+        config = Config().but(width=8, dim=8, batch_size=4, train_size=8, steps=2, proposals=4, precision="float32")
+        history = fit(pairs, config, path=tmp_path / "run").history
         assert history["loss"].isfinite().all()
+        assert from_pretrained(tmp_path / "run").vocabulary.words == pairs.vocabulary.words
 
     @pytest.mark.parametrize(
         ("captions", "options", "error", "message"),
