@@ -1,8 +1,22 @@
-"""Interactions of any game: which coalitions to evaluate, and what their values say."""
+"""Interactions of any game, and why a vision-language or a late-interaction model scores as it does."""
 
 from loupe_ext.explain.aggregate import aggregate
+from loupe_ext.explain.encoders import MaskedEncoder, TokenEmbeddings
+from loupe_ext.explain.explanations import DualEncoderExplanation, LateInteractionExplanation
 from loupe_ext.explain.interactions import interactions
 from loupe_ext.explain.plan import Plan, plan
+from loupe_ext.explain.players import Players
 from loupe_ext.explain.results import Interactions
 
-__all__ = ["Interactions", "Plan", "aggregate", "interactions", "plan"]
+__all__ = [
+    "DualEncoderExplanation",
+    "Interactions",
+    "LateInteractionExplanation",
+    "MaskedEncoder",
+    "Plan",
+    "Players",
+    "TokenEmbeddings",
+    "aggregate",
+    "interactions",
+    "plan",
+]

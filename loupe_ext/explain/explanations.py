@@ -1,0 +1,191 @@
+"""What an explanation of a score holds, as a result that can be read, kept and shown."""
+
+import json
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from loupe_ext._checks import check_floating, check_index, check_int, check_tensor
+from loupe_ext._indices import Index
+from loupe_ext._io import write
+from loupe_ext.explain.players import Players
+
+Self = TypeVar("Self", bound="Explanation")
+
+
+class Explanation:
+    """What both kinds share: they are kept as JSON, and shown as a page."""
+
+    kind: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists, of which `from_dict` makes the same again."""
+        plain: dict[str, Any] = {"kind": self.kind}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, Players):
+                value = value.to_dict()
+            plain[field.name] = value.tolist() if isinstance(value, Tensor) else value
+        return plain
+
+    @classmethod
+    def from_dict(cls: type[Self], stored: dict[str, Any]) -> Self:
+        """The reverse of `to_dict`."""
+        if stored["kind"] != cls.kind:
+            raise ValueError(f"stored: expected {cls.kind}, got {stored['kind']}")
+        made: dict[str, Any] = {}
+        for field in fields(cls):  # type: ignore[arg-type]
+            value = stored[field.name]
+            if isinstance(value, dict):
+                value = Players.from_dict(value)
+            elif isinstance(value, list):
+                whole = field.name in cls.whole_numbers
+                value = torch.tensor(value, dtype=torch.int64 if whole else torch.float64)
+            made[field.name] = value
+        return cls(**made)
+
+    whole_numbers: ClassVar[tuple[str, ...]] = ()  # fields of int64
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as JSON, in one piece. Every digit is kept."""
+        write(path, json.dumps(self.to_dict()))
+
+    @classmethod
+    def load(cls: type[Self], path: str | os.PathLike[str]) -> Self:
+        """What `save` wrote."""
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text()))
+        except (AttributeError, TypeError, ValueError, KeyError) as error:
+            raise ValueError(f"path: expected a saved explanation, got {path} ({error})") from error
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write a page that needs no network; see `explain.write_page`, which takes several."""
+        from loupe_ext.explain.page import write_page
+
+        write_page(path, [self])
+
+    def _check(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        for name, shape in shapes.items():
+            value = getattr(self, name)
+            check_tensor(name, value)
+            if name not in self.whole_numbers:
+                check_floating(name, value)
+            if tuple(value.shape) != shape:
+                raise ValueError(f"{name}: expected shape {shape} for these players, got {tuple(value.shape)}")
+
+
+@dataclass(frozen=True, eq=False)
+class DualEncoderExplanation(Explanation):
+    """Why an image and a text (or two texts) score as they do, by a model with an encoder for each.
+
+    The game: v(S, T) = <f(S), g(T)>, the embeddings with only the players S of the one and T of the other present.
+
+    Attributes:
+        image, text: the players of the two sides, n_I and n_T. (Of two texts, `image` is the first.)
+        pairs: float64 [n_I, n_T], the interaction of each player of the image with each of the text.
+        image_values [n_I], text_values [n_T]: the value of each player in the game of all n_I + n_T.
+        image_pairs [n_I, n_I], text_pairs [n_T, n_T]: interactions within a side, symmetric with diagonal 0, or None.
+        pair_errors, image_value_errors, text_value_errors, image_pair_errors, text_pair_errors: their standard errors,
+            0 where exact, NaN where unknown; None where what they belong to is.
+        score, baseline: the value of all players and of none.
+        index, p: "shapley", or "banzhaf" with its probability.
+        method: how they were found.
+        image_passes, text_passes: coalitions that each encoder has seen.
+    """
+
+    kind: ClassVar[str] = "dual encoder"
+
+    image: Players
+    text: Players
+    pairs: Tensor
+    pair_errors: Tensor
+    image_values: Tensor
+    image_value_errors: Tensor
+    text_values: Tensor
+    text_value_errors: Tensor
+    score: float
+    baseline: float
+    image_pairs: Tensor | None = None
+    image_pair_errors: Tensor | None = None
+    text_pairs: Tensor | None = None
+    text_pair_errors: Tensor | None = None
+    index: Index = "banzhaf"
+    p: float = 0.5
+    method: str = "exact, by enumeration"
+    image_passes: int = 0
+    text_passes: int = 0
+
+    def __post_init__(self) -> None:
+        check_index(self.index, self.p)
+        m, n = self.image.n, self.text.n
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("pairs", "pair_errors"), (m, n))
+        shapes |= {"image_values": (m,), "image_value_errors": (m,), "text_values": (n,), "text_value_errors": (n,)}
+        for side, count in (("image", m), ("text", n)):
+            if getattr(self, f"{side}_pairs") is not None:
+                shapes |= {f"{side}_pairs": (count, count), f"{side}_pair_errors": (count, count)}
+        self._check(shapes)
+
+    def top(self, k: int = 10) -> list[tuple[str, str, float, float]]:
+        """The `k` pairs largest in size, as (image's player, text's, interaction, standard error). NaN last."""
+        k = check_int("k", k, 0, 2**31)
+        order = self.pairs.flatten().abs().nan_to_num(-1.0).argsort(descending=True, stable=True)[:k].tolist()
+        places = [divmod(at, self.text.n) for at in order]
+        return [
+            (self.image.names[i], self.text.names[j], self.pairs[i, j].item(), self.pair_errors[i, j].item())
+            for i, j in places
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class LateInteractionExplanation(Explanation):
+    """Why a document scores as it does for a query, by a model of late interaction (ColBERT, ColPali).
+
+    The game: v(S) = sum_j max_{i in S} s_ij, over the document's tokens S with the query whole.
+
+    Attributes:
+        document, query: the players of the two, M and N tokens (or groups of them).
+        scores: float64 [M, N], the similarity of each token of the document to each of the query.
+        credit: float64 [M, N], the Shapley (Banzhaf) value of document token i for query token j. For Shapley each
+            column adds up to its maximum, so that the whole adds up to the score.
+        winners: float64 [M, N], winner-takes-all for comparison: the maximum of each column where it is.
+        pair_tokens: int64 [k], the tokens of the document between which `pairs` holds interactions.
+        pairs: float64 [k, k], the interaction of two tokens of the document, symmetric with diagonal 0: below 0 where
+            one can replace the other.
+        score: the score of the document.
+        index, p: "shapley", or "banzhaf" with its probability.
+        name: of the document.
+    """
+
+    kind: ClassVar[str] = "late interaction"
+    whole_numbers: ClassVar[tuple[str, ...]] = ("pair_tokens",)
+
+    document: Players
+    query: Players
+    scores: Tensor
+    credit: Tensor
+    winners: Tensor
+    pair_tokens: Tensor
+    pairs: Tensor
+    score: float
+    index: Index = "shapley"
+    p: float = 0.5
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        check_index(self.index, self.p)
+        k = len(self.pair_tokens)
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
+            ("scores", "credit", "winners"), (self.document.n, self.query.n)
+        )
+        self._check(shapes | {"pair_tokens": (k,), "pairs": (k, k)})
+
+    def top(self, k: int = 10) -> list[tuple[str, str, float]]:
+        """The `k` pairs with most credit in size, as (document's token, query's token, credit). NaN last."""
+        k = check_int("k", k, 0, 2**31)
+        order = self.credit.flatten().abs().nan_to_num(-1.0).argsort(descending=True, stable=True)[:k].tolist()
+        places = [divmod(at, self.query.n) for at in order]
+        return [(self.document.names[i], self.query.names[j], self.credit[i, j].item()) for i, j in places]
