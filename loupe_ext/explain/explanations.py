@@ -13,6 +13,7 @@ from loupe_ext._checks import check_floating, check_index, check_int, check_tens
 from loupe_ext._indices import Index
 from loupe_ext._io import write
 from loupe_ext.explain.players import Players
+from loupe_ext.extras import needs
 
 Self = TypeVar("Self", bound="Explanation")
 
@@ -67,6 +68,24 @@ class Explanation:
         from loupe_ext.explain.page import write_page
 
         write_page(path, [self])
+
+    def plot(self, word: str | int | None = None, axes: Any = None) -> Any:
+        """A heat map over the picture or the text; see `explain.plots.heat_map`."""
+        from loupe_ext.explain.plots import heat_map
+
+        return heat_map(self, word, axes)
+
+    def plot_links(self, k: int = 10, axes: Any = None) -> Any:
+        """Lines between the parts of the `k` largest pairs, on matplotlib's `axes` (None: new ones)."""
+        from loupe_ext.explain.plots import links
+
+        return links(self, k, axes)
+
+    def plot_bars(self, k: int = 10, axes: Any = None) -> Any:
+        """Bars of the `k` largest pairs, with standard errors, on matplotlib's `axes` (None: new ones)."""
+        from loupe_ext.explain.plots import bars
+
+        return bars(self, k, axes)
 
     def _check(self, shapes: dict[str, tuple[int, ...]]) -> None:
         for name, shape in shapes.items():
@@ -138,6 +157,36 @@ class DualEncoderExplanation(Explanation):
             (self.image.names[i], self.text.names[j], self.pairs[i, j].item(), self.pair_errors[i, j].item())
             for i, j in places
         ]
+
+    def to_shapiq(self) -> Any:
+        """As shapiq's `InteractionValues` of order 2, the image's players first: "SII", or "BII" for Banzhaf at 1/2.
+
+        Pairs within a side are in it where this holds them. Its baseline is the value of nothing.
+        """
+        if self.index == "banzhaf" and self.p != 0.5:
+            raise ValueError(f"p: expected 0.5, the Banzhaf index that shapiq knows, got {self.p}")
+        with needs("shapiq"):
+            import numpy as np
+            from shapiq import InteractionValues
+        m, n = self.pairs.shape
+        found: dict[tuple[int, ...], float] = {}
+        found |= {(i,): x for i, x in enumerate(torch.cat([self.image_values, self.text_values]).tolist())}
+        found |= {(i, m + j): self.pairs[i, j].item() for i in range(m) for j in range(n)}
+        for first, inside in ((0, self.image_pairs), (m, self.text_pairs)):
+            if inside is not None:
+                ends = torch.triu_indices(len(inside), len(inside), 1).T.tolist()
+                found |= {(first + i, first + j): inside[i, j].item() for i, j in ends}
+        return InteractionValues(
+            values=np.array(list(found.values())),
+            index="SII" if self.index == "shapley" else "BII",
+            max_order=2,
+            min_order=1,
+            n_players=m + n,
+            interaction_lookup={players: at for at, players in enumerate(found)},
+            estimated=not self.method.startswith("exact"),
+            estimation_budget=self.image_passes + self.text_passes,
+            baseline_value=self.baseline,
+        )
 
 
 @dataclass(frozen=True, eq=False)
