@@ -1,18 +1,21 @@
 """What an explanation of a score holds, as a result that can be read, kept and shown."""
 
 import json
+import numbers
 import os
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from loupe_ext._checks import check_floating, check_index, check_int, check_tensor
+from loupe_ext._checks import check_floating, check_index, check_int, check_tensor, shown
 from loupe_ext._indices import Index
 from loupe_ext._io import write
-from loupe_ext.explain.players import Players
+from loupe_ext.explain._maxsim import token_pairs
+from loupe_ext.explain.players import Players, check_groups
 from loupe_ext.extras import needs
 
 Self = TypeVar("Self", bound="Explanation")
@@ -46,6 +49,8 @@ class Explanation:
             elif isinstance(value, list):
                 whole = field.name in cls.whole_numbers
                 value = torch.tensor(value, dtype=torch.int64 if whole else torch.float64)
+                if field.name == "pairs" and not len(value):  # a list does not say that it is [0, 0]
+                    value = value.reshape(0, 0)
             made[field.name] = value
         return cls(**made)
 
@@ -58,9 +63,10 @@ class Explanation:
     @classmethod
     def load(cls: type[Self], path: str | os.PathLike[str]) -> Self:
         """What `save` wrote."""
+        stored = Path(path).read_bytes()
         try:
-            return cls.from_dict(json.loads(Path(path).read_text()))
-        except (AttributeError, TypeError, ValueError, KeyError) as error:
+            return cls.from_dict(json.loads(stored))
+        except (AttributeError, TypeError, ValueError, KeyError, OverflowError, RuntimeError, OSError) as error:
             raise ValueError(f"path: expected a saved explanation, got {path} ({error})") from error
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
@@ -87,12 +93,25 @@ class Explanation:
 
         return bars(self, k, axes)
 
+    def _check_players(self, *sides: str) -> None:
+        """And what else both kinds have."""
+        for side in sides:
+            if not isinstance(getattr(self, side), Players):
+                raise TypeError(f"{side}: expected Players, got {type(getattr(self, side)).__name__}")
+        check_index(self.index, self.p)  # type: ignore[attr-defined]
+        for name in ("score", "baseline"):
+            value = getattr(self, name, 0.0)
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise TypeError(f"{name}: expected a float, got {type(value).__name__}")
+
     def _check(self, shapes: dict[str, tuple[int, ...]]) -> None:
         for name, shape in shapes.items():
             value = getattr(self, name)
             check_tensor(name, value)
             if name not in self.whole_numbers:
                 check_floating(name, value)
+            elif value.dtype != torch.int64:
+                raise TypeError(f"{name}: expected dtype int64, got {value.dtype}")
             if tuple(value.shape) != shape:
                 raise ValueError(f"{name}: expected shape {shape} for these players, got {tuple(value.shape)}")
 
@@ -139,7 +158,7 @@ class DualEncoderExplanation(Explanation):
     text_passes: int = 0
 
     def __post_init__(self) -> None:
-        check_index(self.index, self.p)
+        self._check_players("image", "text")
         m, n = self.image.n, self.text.n
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("pairs", "pair_errors"), (m, n))
         shapes |= {"image_values": (m,), "image_value_errors": (m,), "text_values": (n,), "text_value_errors": (n,)}
@@ -195,14 +214,14 @@ class LateInteractionExplanation(Explanation):
 
     The game: v(S) = sum_j max_{i in S} s_ij, over the document's tokens S with the query whole.
 
-    Attributes:
-        document, query: the players of the two, M and N tokens (or groups of them).
-        scores: float64 [M, N], the similarity of each token of the document to each of the query.
-        credit: float64 [M, N], the Shapley (Banzhaf) value of document token i for query token j. For Shapley each
+    Attributes (floating where no dtype is said, and float64 when loaded):
+        document, query: the players of the two, M and N tokens (or groups of the document's).
+        scores: [M, N], the similarity of each token of the document to each of the query.
+        credit: [M, N], the Shapley (Banzhaf) value of document token i for query token j. For Shapley each
             column adds up to its maximum, so that the whole adds up to the score.
-        winners: float64 [M, N], winner-takes-all for comparison: the maximum of each column where it is.
+        winners: [M, N], winner-takes-all for comparison: the maximum of each column where it is.
         pair_tokens: int64 [k], the tokens of the document between which `pairs` holds interactions.
-        pairs: float64 [k, k], the interaction of two tokens of the document, symmetric with diagonal 0: below 0 where
+        pairs: [k, k], the interaction of two tokens of the document, symmetric with diagonal 0: below 0 where
             one can replace the other.
         score: the score of the document.
         index, p: "shapley", or "banzhaf" with its probability.
@@ -225,12 +244,19 @@ class LateInteractionExplanation(Explanation):
     name: str = ""
 
     def __post_init__(self) -> None:
-        check_index(self.index, self.p)
-        k = len(self.pair_tokens)
+        self._check_players("document", "query")
+        check_tensor("pair_tokens", self.pair_tokens)
+        k = self.pair_tokens.numel()
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
             ("scores", "credit", "winners"), (self.document.n, self.query.n)
         )
         self._check(shapes | {"pair_tokens": (k,), "pairs": (k, k)})
+        if k and not 0 <= self.pair_tokens.min() <= self.pair_tokens.max() < self.document.n:
+            raise ValueError(
+                f"pair_tokens: expected 0 to {self.document.n - 1}, got {shown(self.pair_tokens.tolist())}"
+            )
+        if not isinstance(self.name, str):
+            raise TypeError(f"name: expected a str, got {type(self.name).__name__}")
 
     def top(self, k: int = 10) -> list[tuple[str, str, float]]:
         """The `k` pairs with most credit in size, as (document's token, query's token, credit). NaN last."""
@@ -238,3 +264,56 @@ class LateInteractionExplanation(Explanation):
         order = self.credit.flatten().abs().nan_to_num(-1.0).argsort(descending=True, stable=True)[:k].tolist()
         places = [divmod(at, self.query.n) for at in order]
         return [(self.document.names[i], self.query.names[j], self.credit[i, j].item()) for i, j in places]
+
+    def by_special(self) -> Tensor:
+        """Credit [2, 2] of the document's content and its marks (rows) for the query's content and its marks."""
+        rows, columns = (torch.tensor(side.special).long() for side in (self.document, self.query))
+        whole = self.credit.new_zeros(2, len(columns)).index_add_(0, rows, self.credit)
+        return whole.new_zeros(2, 2).index_add_(1, columns, whole)
+
+    @property
+    def content_score(self) -> float:
+        """Credit of the document's content for the query's content, without marks of the model's own on either side."""
+        return self.by_special()[0, 0].item()
+
+    def grouped(self, groups: Sequence[int], names: Sequence[str] | None = None) -> "LateInteractionExplanation":
+        """The same with the document's tokens put together, `groups` and `names` as `Players.grouped` takes them.
+
+        Credit and winners add up; the score of a group is its best. `pairs` are the interactions of the groups as
+        players, all of whose tokens come and go together: in closed form again, by their scores, of those with most
+        credit that are not special, as many at most as `pair_tokens` has tokens. (The credit is that of the game of the
+        tokens, in which a group with more tokens gets more.)
+
+        Raises:
+            TypeError, ValueError: an argument has the wrong type or value.
+        """
+        document = self.document.grouped(groups, names)
+        at = torch.tensor(check_groups("groups", groups, self.document.n)[0])
+        empty = self.scores.new_zeros(document.n, self.query.n)
+        scores = empty.scatter_reduce(0, at[:, None].expand_as(self.scores), self.scores, "amax", include_self=False)
+        credit = empty.index_add(0, at, self.credit)
+        content = ~torch.tensor(document.special)
+        k = min(len(self.pair_tokens), int(content.sum()))
+        tokens = credit.sum(1).masked_fill(~content, -torch.inf).topk(k).indices
+        length = torch.tensor([document.n])
+        return replace(
+            self,
+            document=document,
+            scores=scores,
+            credit=credit,
+            winners=empty.index_add(0, at, self.winners),
+            pair_tokens=tokens,
+            pairs=token_pairs(scores[None], tokens[None], index=self.index, p=self.p, document_lengths=length)[0],
+        )
+
+    def by_words(self) -> "LateInteractionExplanation":
+        """`grouped` by the words of the document; see `Players.words`."""
+        return self.grouped(*self.document.words())
+
+    def by_sentences(self) -> "LateInteractionExplanation":
+        """`grouped` by the sentences of the document; see `Players.sentences`."""
+        return self.grouped(*self.document.sentences())
+
+    def by_regions(self, rows: int, columns: int) -> "LateInteractionExplanation":
+        """`grouped` by the fields of a grid over the document's picture; see `Players.regions`."""
+        return self.grouped(*self.document.regions(rows, columns))

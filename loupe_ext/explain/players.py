@@ -2,17 +2,22 @@
 
 import base64
 import io
+import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from loupe_ext._checks import check_names, check_tensor, shown
+from loupe_ext._checks import check_int, check_names, check_tensor, shown
 from loupe_ext.extras import needs
 
 Spans = tuple[tuple[int, int], ...]  # characters, first and one after the last
+SENTENCE_END = re.compile(r"[.!?\u2026]+[\"'\u2019\u201d)\]]*(?=\s)|[\u3002\uff01\uff1f]|\n")
+MARKS = "(marks)"  # the group of players that have no place
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +114,60 @@ class Players:
             tuple(all(self.special[i] for i in of) for of in members),
         )
 
+    def words(self) -> tuple[list[int], list[str]]:
+        """Groups for `grouped`, and their names: the players that begin in the same word, which is letters and digits
+        in a row; any other player is a group of its own.
+
+        Raises:
+            ValueError: they are not players of a text.
+        """
+        text, starts = self._starts()
+        words = list(re.finditer(r"\w+", text))
+        ends = [word.end() for word in words]
+        keys, names = [], {}
+        for i, start in enumerate(starts):
+            at = len(words) if start is None else bisect_right(ends, start)
+            inside = at < len(words) and start is not None and words[at].start() <= start
+            keys.append(key := at if inside else -1 - i)
+            names[key] = words[at].group() if inside else self.names[i]
+        return _numbered(keys, names)
+
+    def sentences(self) -> tuple[list[int], list[str]]:
+        """The same by sentences: a full stop, question or exclamation mark with a space behind it ends one, or a new
+        line. Players that stand for no character are one group, "(marks)".
+        """
+        text, starts = self._starts()
+        ends = [*(end.end() for end in SENTENCE_END.finditer(text)), len(text)]
+        keys = [-1 if start is None else bisect_right(ends, start) for start in starts]
+        return _numbered(keys, {-1: MARKS} | {i: text[a:b].strip() for i, (a, b) in enumerate(pairwise([0, *ends]))})
+
+    def regions(self, rows: int, columns: int) -> tuple[list[int], list[str]]:
+        """The same by the fields of a grid over the picture: the players whose cells have their middle in the same one.
+        Players without cells are one group, "(marks)".
+
+        Raises:
+            TypeError, ValueError: an argument has the wrong type or value; they are not players of a picture.
+        """
+        grid = check_int("rows", rows, 1, 2**15), check_int("columns", columns, 1, 2**15)
+        if self.cells is None:
+            raise ValueError("players: expected those of a picture, got players without one")
+        keys = [-1] * self.n
+        for player in self.cells.unique().clamp(min=0).tolist():
+            middle = (self.cells == player).nonzero().double().add(0.5).mean(0) / torch.tensor(self.cells.shape)
+            if not middle.isnan().any():
+                row, column = (middle * torch.tensor(grid)).long().tolist()
+                keys[player] = row * grid[1] + column
+        names = {key: f"row {key // grid[1] + 1}, column {key % grid[1] + 1}" for key in keys}
+        return _numbered(keys, names | {-1: MARKS})
+
+    def _starts(self) -> tuple[str, list[int | None]]:
+        """The text, and of each player its first character that is no space."""
+        if self.text is None or self.spans is None:
+            raise ValueError("players: expected those of a text, got players without one")
+        text = self.text
+        seen = ([at for start, stop in of for at in range(start, stop) if not text[at].isspace()] for of in self.spans)
+        return text, [of[0] if of else None for of in seen]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, lists and strings; the picture as PNG in base64."""
         return {
@@ -132,6 +191,13 @@ class Players:
             None if cells is None else torch.tensor(cells, dtype=torch.int64),
             tuple(stored["special"]),
         )
+
+
+def _numbered(keys: list[int], names: dict[int, str]) -> tuple[list[int], list[str]]:
+    """Groups by their keys, numbered as they come, and their names."""
+    found: dict[int, int] = {}
+    groups = [found.setdefault(key, len(found)) for key in keys]
+    return groups, [names[key] for key in found]
 
 
 def check_groups(name: str, groups: object, n: int) -> tuple[list[int], int]:
