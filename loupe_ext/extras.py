@@ -15,6 +15,7 @@ PACKAGES = {
     "pyyaml": ("yaml", "train"),
     "rich": ("rich", "train"),
     "safetensors": ("safetensors", "train"),
+    "scikit-image": ("skimage", "superpixels"),
     "scikit-learn": ("sklearn", "digits"),
     "scipy": ("scipy", "train"),
     "sentence-transformers": ("sentence_transformers", "sentence-transformers"),

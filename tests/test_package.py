@@ -215,6 +215,7 @@ def test_importing_needs_no_extra():
     heavy = [
         "faster_coco_eval",
         "matplotlib",
+        "skimage",
         "sklearn",
         "PIL",
         "tensorboard",
