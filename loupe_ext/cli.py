@@ -221,6 +221,49 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(f"{name:16} {value:.4f}")
 
 
+def _add_explain(command: argparse.ArgumentParser) -> None:
+    command.add_argument("files", nargs="*", type=Path, metavar="FILE", help="documents: texts, or pictures of pages")
+    command.add_argument("--model", required=True, help="folder, or name on the Hugging Face hub")
+    command.add_argument("--query", help="for the files: of a ColBERT or ColPali model, or an embedder of sentences")
+    command.add_argument("--image", type=Path, help="for the captions: of CLIP, SigLIP or a run of loupe train")
+    command.add_argument("--caption", action="append", default=[], dest="captions", help="may be given several times")
+    command.add_argument("--out", type=Path, default=Path("explanation.html"), help="the page; default: %(default)s")
+    command.add_argument("--json", type=Path, help="also a file of the numbers, a list of `to_dict()`s")
+    command.add_argument("--top", type=_count, default=10, metavar="PAIRS", help="in the table; default: 10")
+    command.add_argument("--index", choices=("shapley", "banzhaf"), help="default: shapley of documents, else banzhaf")
+    command.add_argument("--p", type=float, default=0.5, help="of banzhaf; default: 0.5")
+    command.add_argument("--coalitions", type=_count, default=1024, help="passes of each dual encoder; default: 1024")
+    command.add_argument("--players", default="words", choices=("words", "phrases", "tokens"), help="of a caption")
+    command.add_argument("--superpixels", type=_count, help="about how many in place of an image's patches")
+    command.add_argument("--batch-size", type=_count, default=64)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--device", default="cpu")
+
+
+def _explain(options: argparse.Namespace) -> None:
+    import json
+
+    from loupe_ext._checks import as_device, check_index
+    from loupe_ext.explain import write_page
+    from loupe_ext.explain.command import Request, explain, show
+
+    check_index("banzhaf", options.p)
+    as_device("--device", options.device)
+    require("pillow", "rich")
+    check_writable("--out", options.out)
+    if options.json:
+        check_writable("--json", options.json)
+    shared = ("model", "query", "files", "image", "captions", "index", "p", "players", "superpixels", "seed", "device")
+    chosen = {name: getattr(options, name) for name in (*shared, "batch_size")}
+    found = explain(Request(num_coalitions=options.coalitions, **chosen))
+    title = options.query if options.query is not None else options.image.name
+    write_page(options.out, found, title)
+    if options.json:
+        write(options.json, json.dumps([x.to_dict() for x in found]))
+    show(found, options.top)
+    print(f"The page: {options.out}")
+
+
 # Of each command: its options, what it does, and that in words.
 COMMANDS: dict[
     str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int | None], str]
@@ -229,6 +272,7 @@ COMMANDS: dict[
     "ablate": (_add_ablate, _ablate, "train every objective on every data set, and write tables and a plot"),
     "train": (_add_train, _train, "train one model on an embedded data set"),
     "evaluate": (_add_evaluate, _evaluate, "evaluate a model on test scenes"),
+    "explain": (_add_explain, _explain, "explain scores of CLIP, SigLIP, ColBERT, ColPali, ... and write a page"),
 }
 
 

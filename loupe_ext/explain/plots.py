@@ -67,7 +67,7 @@ def heat_map(explanation: Explanation, word: str | int | None = None, axes: Any 
 def links(explanation: Explanation, k: int = 10, axes: Any = None) -> Any:
     """Lines between the parts of the `k` largest pairs, as wide as their interactions are large, on `axes`."""
     found = sides(explanation)
-    axes, pairs = _axes(axes), _top(found, k)
+    axes, pairs = _axes(axes), top(found, k)
     most = max((abs(x) for _, _, x, _ in pairs), default=0.0) or 1.0
     if found.one.picture is None:
         left = _listed(axes, found.one, sorted({i for i, _, _, _ in pairs}), 0.45, "right")
@@ -89,7 +89,7 @@ def links(explanation: Explanation, k: int = 10, axes: Any = None) -> Any:
 def bars(explanation: Explanation, k: int = 10, axes: Any = None) -> Any:
     """The `k` largest pairs, on `axes`: with standard errors, or beside winner-takes-all for late interaction."""
     found = sides(explanation)
-    axes, pairs = _axes(axes), _top(found, k)
+    axes, pairs = _axes(axes), top(found, k)
     places = range(len(pairs))
     values = [x for _, _, x, _ in pairs]
     axes.barh(places, values, color=[MORE if x > 0 else LESS for x in values], label=found.name)
@@ -208,7 +208,7 @@ def _grey(picture: Tensor) -> Any:
     return picture.double().mean(2).mul(0.75).add(64).numpy()
 
 
-def _top(found: Sides, k: int) -> list[tuple[int, int, float, float]]:
+def top(found: Sides, k: int) -> list[tuple[int, int, float, float]]:
     """The largest pairs of content, as (i, j, interaction, standard error); without NaN."""
     k = check_int("k", k, 1, 2**31)
     special = torch.tensor(found.one.special)[:, None] | torch.tensor(found.other.special)
