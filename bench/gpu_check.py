@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-TESTS = tuple(f"tests/test_{op}.py" for op in ("pairwise", "sides", "coalitions", "moments", "region", "region_late"))
+OPS = ("pairwise", "sides", "maxsim_credit", "coalitions", "moments", "region", "region_late")
+TESTS = tuple(f"tests/test_{op}.py" for op in OPS)
 WORK = ROOT / "build" / "gpu-check"
 SHARES = {"build": 90, "tests": 120, "training": 30, "sanitizer": 45, "speed": 75}
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")

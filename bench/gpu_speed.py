@@ -72,6 +72,9 @@ def cases(backend: str, device: str, shrink: int = 1) -> Iterator[Case]:
         for shape in ((65536, 16, 32), (16384, 49, 30)):
             yield from pairs(f"sides, order {order}", sides, shape, torch.float32)
 
+    credit = lambda s: loupe_ext.maxsim_credit(s, backend=backend)  # noqa: E731
+    yield from pairs("maxsim_credit", credit, (512, 1030, 32), torch.float32)
+
     def region(game: str, words: int) -> Make:
         def make():
             B = max(256 // shrink, 1)

@@ -15,6 +15,7 @@ TITLES = {
     "moments": "`coalition_moments`, 16,384 coalitions, float32",
     "explain": "`plan` and `aggregate`: interactions of all pairs, estimated; the time holds the game's own",
     "pairwise": "`pairwise_interactions`, batches of float32 problems",
+    "credit": "`maxsim_credit`, float32, by entry of the scores",
     "coalitions": "`sample_coalitions` and `sample_permutations`, a sample",
     "values, max-mean": "`shapley_values`, float32, by entry of the scores",
     "values, maxsim": '`shapley_values(game="maxsim")`, float32, by entry of the scores',

@@ -128,6 +128,24 @@ def sides(backend: str, problem: Pairs, order: int, grads: tuple[Tensor, ...] | 
     return [x.cpu() for x in results]
 
 
+def maxsim_credit(backend: str, problem: Pairs, grad: Tensor | None = None) -> list[Tensor]:
+    """The credit and, with `grad`, the gradient of the scores; the regions are the document, the phrases the query."""
+    lengths = problem.region_lengths, problem.phrase_lengths
+    if backend == "emulated-cuda":
+        arguments = (problem.scores, *lengths, None if problem.index == "shapley" else problem.p)
+        return [emulation.maxsim_credit(*arguments, x) for x in ([None] if grad is None else [None, grad])]
+    device = device_of(backend)
+    scores = problem.scores.to(device).detach().requires_grad_(grad is not None)
+    rows, cols = (None if x is None else x.to(device) for x in lengths)
+    options: dict[str, Any] = {"index": problem.index, "p": problem.p}
+    with selected(backend) as name:
+        out = loupe_ext.maxsim_credit(scores, document_lengths=rows, query_lengths=cols, backend=name, **options)
+        results = [out.detach()]
+        if grad is not None:
+            results += torch.autograd.grad(out, scores, grad.to(device))
+    return [x.cpu() for x in results]
+
+
 def assert_close(got: Tensor, want: Tensor, tolerance: float) -> None:
     """Relative to the largest wanted value; NaN only where NaN is wanted."""
     assert got.shape == want.shape

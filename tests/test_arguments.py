@@ -290,6 +290,16 @@ CALLS = {
             **BACKEND,
         },
     ),
+    "maxsim_credit": (
+        loupe_ext.maxsim_credit,
+        {
+            "scores": x("BMN", "a dimension less, empty M, empty N"),
+            "document_lengths": lengths(),
+            "query_lengths": lengths(),
+            **INDEX,
+            **BACKEND,
+        },
+    ),
     "region_interactions": (
         loupe_ext.region_interactions,
         {

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from loupe_ext import coalition_moments, pairwise_interactions, region_interactions, sample_coalitions, shapley_values
+from loupe_ext import (
+    coalition_moments,
+    maxsim_credit,
+    pairwise_interactions,
+    region_interactions,
+    sample_coalitions,
+    shapley_values,
+)
 from loupe_ext.losses import fsa_loss, late_interaction_loss, late_interaction_similarity
 from tests.samples import random_pairs
 
@@ -35,6 +42,7 @@ DIFFERENTIABLE = {
     "two directions": lambda x: pairwise_interactions(x, x.cos(), index="banzhaf", p=0.3),
     "lengths": lambda x: pairwise_interactions(x, region_lengths=LENGTHS[0], phrase_lengths=LENGTHS[1]),
     "sides": both,
+    "credit": lambda x: maxsim_credit(x, document_lengths=LENGTHS[0], index="banzhaf", p=0.3),
     "moments": moments,
     "late interaction": late,
     "late interaction loss": lambda x: late_interaction_loss(x, TOKENS, 2.0),

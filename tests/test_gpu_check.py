@@ -180,4 +180,4 @@ class TestSpeed:
             call()
             assert gpu_speed.size_of(tensors) > 0
             seen.add((case.op, case.size, case.direction))
-        assert len(seen) == 14 + 8 + 4
+        assert len(seen) == 14 + 8 + 2 + 4

@@ -24,9 +24,11 @@ T* pointer(uintptr_t address) {
 }
 
 struct PairwiseCall;
-void check_lengths(const PairwiseCall& call);  // of a call whose tensors are on the CPU
+// Of a call whose tensors are on the CPU.
+void check_lengths(const PairwiseCall& call, const char* rows = "region_lengths", const char* columns = "phrase_lengths");
 
 void bind_coalitions(pybind11::module_& module);
+void bind_maxsim_credit(pybind11::module_& module);
 void bind_moments(pybind11::module_& module);
 void bind_pairwise(pybind11::module_& module);
 void bind_region(pybind11::module_& module);

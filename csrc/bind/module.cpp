@@ -17,6 +17,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("cpu_target", [] { return name_of(cpu_target()); }, "The SIMD target in use.");
   module.def("set_cpu_target", &set_cpu_target, pybind11::arg("target"), "Choose another of cpu_targets().");
   bind_coalitions(module);
+  bind_maxsim_credit(module);
   bind_moments(module);
   bind_pairwise(module);
   bind_region(module);

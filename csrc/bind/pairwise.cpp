@@ -33,9 +33,9 @@ PairwiseCall make_call(uintptr_t scores, uintptr_t col_scores, uintptr_t region_
 
 }  // namespace
 
-void check_lengths(const PairwiseCall& call) {
-  check("region_lengths", call.region_lengths, call.B, call.M);
-  check("phrase_lengths", call.phrase_lengths, call.B, call.N);
+void check_lengths(const PairwiseCall& call, const char* rows, const char* columns) {
+  check(rows, call.region_lengths, call.B, call.M);
+  check(columns, call.phrase_lengths, call.B, call.N);
 }
 
 void bind_pairwise(pybind11::module_& module) {

@@ -91,6 +91,20 @@ def sides(
     return [x.view(shape) for x, shape in zip(out.split([math.prod(x) for x in shapes]), shapes, strict=True)]
 
 
+def maxsim_credit(
+    scores: Tensor,
+    document_lengths: Tensor | None,
+    query_lengths: Tensor | None,
+    p: float | None,
+    grad: Tensor | None = None,
+    **environment: str,
+) -> Tensor:
+    """The credit, or with `grad` the scores' gradient, of csrc/cuda/maxsim_credit.cu on scores [B, M, N]."""
+    tensors = [scores, document_lengths, query_lengths, grad]
+    out = _run("maxsim_credit.cpp", tensors, p, [x is not None for x in tensors[1:]], environment)
+    return out.view(scores.shape)
+
+
 def _run(
     source: str, tensors: list[Tensor | None], p: float | None, options: list[int], environment: dict[str, str]
 ) -> Tensor:

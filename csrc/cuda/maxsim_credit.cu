@@ -1,0 +1,140 @@
+// MaxSim's credit on a GPU: a block a problem, in a tile as in pairwise.cu. Warps sort the columns and put each entry's
+// credit, or its gradient, in its place; then the block writes the result once. No atomics: the same bits every time.
+
+#include "maxsim_credit.h"
+
+#include "lines.cuh"
+
+namespace loupe {
+namespace {
+
+template <class T>
+struct ForwardSweep {
+  T* out;
+
+  template <class Line>
+  __device__ void operator()(const Line& sorted, const Lines<T, T>& columns, int column, int lane, bool real) const {
+    const int first = lane * sorted.items;
+    const T next = __shfl_down_sync(kWarp, sorted.get(0).x, 1, Line::width);
+    T credit = 0;
+    for (int pass = 0; pass < 2; ++pass) {  // of this lane's steps; then, on top of the lanes' after it, every entry's
+      if (pass == 1) credit = sum_of_lanes_after<Line::width>(credit, lane);
+      T below = next;
+      for (int t = sorted.items - 1; t >= 0; --t) {
+        const int k = first + t;
+        const Key<T> key = sorted.get(t);
+        if (k < columns.n) {
+          credit += (k == columns.n - 1 ? key.x : key.x - below) * columns.table[k];
+          if (pass == 1 && real) out[columns.at(column, key.at)] = credit;
+        }
+        below = key.x;
+      }
+    }
+  }
+};
+
+// The credit's gradient becomes, in its place, that of the scores.
+template <class T>
+struct BackwardSweep {
+  T* grad;
+
+  template <class Line>
+  __device__ void operator()(const Line& sorted, const Lines<T, T>& columns, int column, int lane, bool real) const {
+    const int first = lane * sorted.items;
+    T above = 0;
+    for (int pass = 0; pass < 2; ++pass) {
+      if (pass == 1) above = sum_of_lanes_before<Line::width>(above, lane);
+      for (int t = 0; t < sorted.items; ++t) {
+        const int k = first + t;
+        if (!real || k >= columns.n) continue;
+        T& here = grad[columns.at(column, sorted.get(t).at)];
+        const T g = here;
+        if (pass == 1) here = g * columns.table[k] - above * (k > 0 ? columns.table[k - 1] - columns.table[k] : T(0));
+        above += g;
+      }
+    }
+  }
+};
+
+template <class In, bool backward>
+__global__ void credit_kernel(PairwiseCall call, Layout layout, const In* grad, In* out, unsigned char* scratch) {
+  typedef typename Storage<In>::Compute T;
+  LOUPE_DYNAMIC_SHARED(shared);
+  unsigned char* memory = shared;
+  Key<T>* keys = take<Key<T>>(memory, int64_t(layout.warps) * layout.keys);
+  T* shares = take<T>(memory, layout.table);
+  __shared__ int finite;
+  T* s = reinterpret_cast<T*>(layout.in_shared ? memory : scratch + blockIdx.x * layout.matrix_bytes);
+  T* result = backward ? s + layout.entries : s;
+  const int threads = blockDim.x, thread = threadIdx.x;
+  const int64_t area = call.M * call.N;
+  for (int k = thread; k < call.M; k += threads) shares[k] = T(credit_share(k + 1, call.p));
+
+  for (int64_t b = blockIdx.x; b < call.B; b += gridDim.x) {
+    const int64_t rows = call.region_lengths ? call.region_lengths[b] : call.M;
+    const int64_t cols = call.phrase_lengths ? call.phrase_lengths[b] : call.N;
+    const bool valid = rows >= 0 && rows <= call.M && cols >= 0 && cols <= call.N, any = valid && rows > 0 && cols > 0;
+    const int M = any ? int(rows) : 0, N = any ? int(cols) : 0;
+    if (thread == 0) finite = 1;
+    __syncthreads();
+    bool ok = true;
+    for (int e = thread; e < M * N; e += threads) {
+      const int i = e / N, j = e % N, to = i * layout.stride + j;
+      const int64_t from = b * area + i * call.N + j;
+      const T x = Storage<In>::widen(static_cast<const In*>(call.scores)[from]);
+      const bool number = x - x == 0;
+      s[to] = number ? x : T(0);  // a line must sort
+      ok = ok && number;
+      if (backward) result[to] = Storage<In>::widen(grad[from]);
+    }
+    if (!ok) finite = 0;
+    __syncthreads();
+    const Lines<T, T> columns{N, M, 1, layout.stride, s, shares};
+    if constexpr (backward) sweep_lines(columns, BackwardSweep<T>{result}, keys);
+    else sweep_lines(columns, ForwardSweep<T>{result}, keys);
+    __syncthreads();
+    for (int64_t e = thread; e < area; e += threads) {
+      const int i = int(e / call.N), j = int(e % call.N);
+      const bool inside = i < M && j < N;
+      T x = inside ? result[i * layout.stride + j] : T(0);
+      if (!valid || (inside && !finite)) x = T(NAN);
+      out[b * area + e] = Storage<In>::narrow(x);
+    }
+    __syncthreads();
+  }
+}
+
+template <class T>
+Layout layout_of(const PairwiseCall& call, bool backward) {
+  return Layout::of<T>(call, 1, backward ? 2 : 1, 0);
+}
+
+template <bool backward>
+void launch(const PairwiseCall& call, const void* grad, void* out, void* scratch, void* stream) {
+  if (call.B == 0 || call.M == 0 || call.N == 0) return;
+  for_dtype(call.dtype, [&](auto type) {
+    typedef decltype(type) In;
+    const Layout layout = layout_of<typename Storage<In>::Compute>(call, backward);
+    LOUPE_LAUNCH((credit_kernel<In, backward>), unsigned(layout.blocks(call.B)), unsigned(32 * layout.warps),
+                 layout.shared_bytes, stream, call, layout, static_cast<const In*>(grad), static_cast<In*>(out),
+                 static_cast<unsigned char*>(scratch));
+  });
+}
+
+}  // namespace
+
+int64_t credit_scratch_bytes_cuda(const PairwiseCall& call, bool backward) {
+  if (call.B == 0 || call.M == 0 || call.N == 0) return 0;
+  const Layout layout = call.dtype == DType::f64 ? layout_of<double>(call, backward) : layout_of<float>(call, backward);
+  return layout.in_shared ? 0 : layout.blocks(call.B) * layout.matrix_bytes;
+}
+
+void credit_forward_cuda(const PairwiseCall& call, void* out, void* scratch, void* stream) {
+  launch<false>(call, nullptr, out, scratch, stream);
+}
+
+void credit_backward_cuda(const PairwiseCall& call, const void* grad, void* grad_scores, void* scratch, void* stream) {
+  launch<true>(call, grad, grad_scores, scratch, stream);
+}
+
+}  // namespace loupe
