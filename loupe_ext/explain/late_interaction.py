@@ -66,7 +66,7 @@ def explain_late_interaction(
     Returns:
         `LateInteractionExplanation` of each document, in their order (one for one document): on the CPU, in float64 for
         float64 embeddings, else float32 (half types are taken to it before they are multiplied). Pairs in float64. A
-        NaN or infinite score makes the credit of its column NaN, and the pairs of its document.
+        NaN or infinite score makes the credit and the pairs of its document NaN.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape or value.
