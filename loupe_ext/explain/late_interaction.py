@@ -8,10 +8,11 @@ from torch import Tensor
 
 from loupe_ext._checks import check_device, check_index, check_int
 from loupe_ext._indices import Index
-from loupe_ext.explain._maxsim import credit, token_pairs, within
+from loupe_ext.explain._maxsim import token_pairs, within
 from loupe_ext.explain.encoders import TokenEmbeddings
 from loupe_ext.explain.explanations import LateInteractionExplanation
 from loupe_ext.explain.players import Players
+from loupe_ext.ops import maxsim_credit
 
 BATCH = 2**19  # scores at a time
 
@@ -122,7 +123,7 @@ def _explain(
     for out, document, m in zip(scores, documents, sizes, strict=True):
         torch.mm(document.embeddings.to(dtype), q.T, out=out[:m])
     lengths = torch.tensor(sizes, device=q.device)
-    given = credit(scores, index=index, p=p, document_lengths=lengths)
+    given = maxsim_credit(scores, index=index, p=p, document_lengths=lengths)
     best, at = scores.masked_fill(~within(lengths, max(sizes))[:, :, None], -torch.inf).max(1)
     winners = torch.zeros_like(scores).scatter_(1, at[:, None], best[:, None])
     content = _content(documents, max(sizes))
