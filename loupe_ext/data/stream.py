@@ -202,12 +202,16 @@ def _end_workers(loader: Any) -> None:
 
 
 def _start_worker(worker: int) -> None:
-    """Ctrl-C, which reaches all processes, is the main one's to answer, and may find it saving; a handler of SIGTERM
-    that was inherited from it would keep this process alive when it is ended.
+    """Ctrl-C, and SIGTERM to a process group, are the main one's to answer, and may find it saving. A second SIGTERM
+    ends a worker, such as one that hangs when the main process is done.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _ignore_once)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are the parallelism
+
+
+def _ignore_once(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)
 
 
 class Stream:

@@ -1,4 +1,4 @@
-"""A trained model in a folder: config.json, model.safetensors, its vocabulary and a README, read back in one call."""
+"""A trained model in a folder: config.json, model.safetensors, vocab.txt and a README, read back in one call."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from loupe_ext._checks import shown
+from loupe_ext._checks import check_int, shown
 from loupe_ext._io import check_path, write
 from loupe_ext.data.pairs import Vocabulary
 from loupe_ext.extras import needs
@@ -31,7 +31,8 @@ class Pretrained(NamedTuple):
     config: Config
 
     @property
-    def vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> Vocabulary | None:
+        """None: the model was built for a number of ids."""
         return self.model.vocabulary
 
 
@@ -65,6 +66,9 @@ def save(folder: Path, tensors: dict[str, Tensor], settings: dict[str, Any], mod
     about = {"format": FORMAT, "class": type(model).__name__, "step": step, "settings": settings}
     if isinstance(vocabulary, Vocabulary):
         write(folder / WORDS, "\n".join(["[PAD]", *vocabulary.words]) + "\n")
+    else:  # how many ids there are is all that is known
+        (folder / WORDS).unlink(missing_ok=True)
+        about["vocabulary_size"] = getattr(model, "vocabulary_size", None)
     write(folder / CARD, _card(about))
     write(folder / CONFIG, json.dumps(about, indent=1) + "\n")
     whole = {name: x.detach().contiguous() for name, x in tensors.items()}
@@ -94,8 +98,10 @@ def from_pretrained(folder: str | os.PathLike[str]) -> Pretrained:
         config = Config().but(settings)
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"folder: {error} (in {folder / CONFIG})") from error
+    vocabulary: Vocabulary | int
     try:
-        vocabulary = Vocabulary.read(folder / WORDS)
+        size = about.get("vocabulary_size")  # of a model that was built without words
+        vocabulary = Vocabulary.read(folder / WORDS) if size is None else check_int("vocabulary_size", size, 1, 2**31)
     except (ValueError, TypeError) as error:
         raise ValueError(f"folder: expected words, a line each ({error}, in {folder / WORDS})") from error
     tensors, _ = checkpoint.read_tensors(folder / WEIGHTS)
