@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from loupe_ext._checks import check_choice, check_flag, check_int, shown
+from loupe_ext._checks import check_choice, check_flag, check_int, check_kind, shown
 from loupe_ext.data.batch import Batch
 from loupe_ext.data.pairs import Vocabulary, encode_texts
 from loupe_ext.data.pictures import BadPicture, read_picture
@@ -280,9 +280,8 @@ class Stream:
     ) -> None:
         if not all(hasattr(source, name) for name in ("one_each", "read", "fingerprint", "__len__")):
             raise TypeError(f"source: expected a Listing, Shards or another Source, got {type(source).__name__}")
-        for name, value in (("tokenize", tokenize), ("processor", processor)):
-            if not callable(value) and (value is not None or name == "tokenize"):
-                raise TypeError(f"{name}: expected a callable, got {type(value).__name__}")
+        check_kind("tokenize", tokenize, Callable, "a callable")
+        check_kind("processor", processor, (Callable, type(None)), "a callable")
         if size is None and processor is None:
             raise ValueError("size: expected an int where there is no processor, got None")
         check_choice("captions", captions, ("draw", "all"))

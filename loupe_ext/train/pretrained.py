@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from loupe_ext._checks import check_int, shown
+from loupe_ext._checks import check_int, check_kind, shown
 from loupe_ext._io import check_path, write
 from loupe_ext.data.pairs import Vocabulary
 from loupe_ext.extras import needs
@@ -45,23 +45,15 @@ def save_pretrained(folder: str | os.PathLike[str], model: nn.Module, objective:
         TypeError, ValueError: an argument has the wrong type, or the configuration is not the objective's.
         OSError: the folder cannot be written. ImportError: safetensors is missing.
     """
-    for name, value, kind in (
-        ("model", model, nn.Module),
-        ("objective", objective, Objective),
-        ("config", config, Config),
-    ):
-        if not isinstance(value, kind):
-            raise TypeError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
+    check_kind("model", model, nn.Module, "a Module")
+    check_kind("objective", objective, Objective, "an Objective")
+    check_kind("config", config, Config, "a Config")
     if config.objective != objective.config:
         raise ValueError("config: expected that of the objective, got another one")
-    tensors = {f"model.{name}": x for name, x in model.state_dict().items()}
-    tensors |= {f"objective.{name}": x for name, x in objective.state_dict().items()}
-    save(check_path("folder", folder), tensors, config.flat(), model, None)
+    save(check_path("folder", folder), _tensors(model, objective), config.flat(), model, None)
 
 
 def save(folder: Path, tensors: dict[str, Tensor], settings: dict[str, Any], model: Any, step: int | None) -> None:
-    with needs("safetensors"):
-        from safetensors.torch import save as to_bytes
     vocabulary = getattr(model, "vocabulary", None)
     about = {"format": FORMAT, "class": type(model).__name__, "step": step, "settings": settings}
     if isinstance(vocabulary, Vocabulary):
@@ -71,8 +63,7 @@ def save(folder: Path, tensors: dict[str, Tensor], settings: dict[str, Any], mod
         about["vocabulary_size"] = getattr(model, "vocabulary_size", None)
     write(folder / CARD, _card(about))
     write(folder / CONFIG, json.dumps(about, indent=1) + "\n")
-    whole = {name: x.detach().contiguous() for name, x in tensors.items()}
-    write(folder / WEIGHTS, to_bytes(whole, {"format": "pt"}))
+    checkpoint.write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
 
 
 def from_pretrained(folder: str | os.PathLike[str]) -> Pretrained:

@@ -12,13 +12,15 @@ from loupe_ext._checks import (
     check_features,
     check_floating,
     check_int,
+    check_kind,
+    check_names,
     check_number,
     check_same,
     check_scale,
     check_tensor,
 )
 from loupe_ext._dtypes import promoted
-from loupe_ext.data.pairs import Vocabulary, check_objects, check_texts, encode_texts
+from loupe_ext.data.pairs import Vocabulary, check_objects, encode_texts
 from loupe_ext.extras import needs
 from loupe_ext.model.features import VisionLanguageModel, device_of
 
@@ -32,10 +34,8 @@ def encode_prompts(model: Any, prompts: Sequence[str], vocabulary: Vocabulary) -
     Raises:
         TypeError, ValueError: there is no prompt, or one is no text, or has no word or one that the vocabulary lacks.
     """
-    if not isinstance(model, VisionLanguageModel):
-        raise TypeError(f"model: expected one with encode_image and encode_text, got {type(model).__name__}")
-    check_texts("prompts", prompts)
-    if not len(prompts):
+    check_kind("model", model, VisionLanguageModel, "one with encode_image and encode_text")
+    if not check_names("prompts", prompts):
         raise ValueError("prompts: expected a prompt or more, got none")
     tokens, spans, lengths = encode_texts("prompts", prompts, vocabulary, lambda text: [])
     device = device_of(model)
