@@ -167,16 +167,8 @@ class FSA(_Term):
 
         if self.source == "sampled":
             return Estimate(compute(slice(None)), seen.alignment.new_zeros(()), {})
-        return seen.learners["fsa"](
-            seen.regions,
-            seen.text.phrases,
-            seen.alignment,
-            compute,
-            regions,
-            phrases,
-            first=seen.first,
-            group=seen.group,
-        )
+        game = (seen.regions, seen.text.phrases, seen.alignment, compute, regions, phrases)
+        return seen.learners["fsa"](*game, first=seen.first, group=seen.group)
 
 
 @dataclass(frozen=True)
@@ -208,8 +200,7 @@ class TSA(_Term):
         image, text = seen.image, seen.text
         _, h, w, _ = image.patches.shape
         masks = boxes_to_regions(seen.proposals[1], h, w, image.patch)
-        pooled = self.game == "pooled-cosine"
-        patches = image.patches
+        patches, pooled = image.patches, self.game == "pooled-cosine"
         if pooled:
             if image.weights is None:
                 raise ValueError("image: expected the patches' weights in the pooled embedding, got a model without")
@@ -235,10 +226,8 @@ class TSA(_Term):
         else:
             # What each region is of the whole image: its length says how much, which the features of a box leave out.
             shares = masks.to(patches.dtype) @ patches / patches.sum(1, keepdim=True).norm(dim=-1, keepdim=True)
-            alignment = seen.local_logit_scale * shares @ text.pooled[..., None]
-            text_alone = text.pooled[:, None]
-            learner = seen.learners["tsa"]
-            estimate = learner(shares, text_alone, alignment, compute, first=seen.first, group=seen.group)
+            game = (shares, text.pooled[:, None], seen.local_logit_scale * shares @ text.pooled[..., None], compute)
+            estimate = seen.learners["tsa"](*game, first=seen.first, group=seen.group)
         return masks.sum(-1), estimate._replace(interactions=estimate.interactions[..., 0])
 
 

@@ -110,26 +110,18 @@ def average_precision(
     image, k = (classes >= 0).nonzero(as_tuple=True)
     if not len(image):
         raise ValueError("classes: expected an object or more, got none")
+    rows = zip(image.tolist(), classes[image, k].tolist(), _corner_and_size(objects[image, k]), strict=True)
     truth = [
         {"id": i, "image_id": at, "category_id": kind, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
-        for i, (at, kind, box) in enumerate(
-            zip(image.tolist(), classes[image, k].tolist(), _corner_and_size(objects[image, k]), strict=True), start=1
-        )
+        for i, (at, kind, box) in enumerate(rows, start=1)
     ]
     scores = torch.where(boxes.isfinite().all(-1)[:, None] & scores.isfinite(), scores, -torch.inf)
     best, order = scores.flatten(1).sort(dim=1, descending=True, stable=True)
     image, rank = (best[:, :limit] > -torch.inf).nonzero(as_tuple=True)
     kind, m = order[image, rank] // M, order[image, rank] % M
-    found = [
-        {"image_id": at, "category_id": kind, "bbox": box, "score": score}
-        for at, kind, box, score in zip(
-            image.tolist(),
-            kind.tolist(),
-            _corner_and_size(boxes[image, m]),
-            best[image, rank].tolist(),
-            strict=True,
-        )
-    ]
+    cells = (image.tolist(), kind.tolist(), _corner_and_size(boxes[image, m]), best[image, rank].tolist())
+    names = ("image_id", "category_id", "bbox", "score")
+    found = [dict(zip(names, cell, strict=True)) for cell in zip(*cells, strict=True)]
     if not found:  # which faster-coco-eval can't read before 1.8
         return dict.fromkeys(OVERLAPS, 0.0)
     precision = _coco_precision(truth, found, n, scores.shape[1], limit)
@@ -148,13 +140,8 @@ def _coco_precision(
     """[overlaps, recalls, classes], -1 of classes without an object."""
     with needs("faster-coco-eval"):
         from faster_coco_eval import COCO, COCOeval_faster
-    coco = COCO(
-        {
-            "images": [{"id": i} for i in range(images)],
-            "categories": [{"id": i} for i in range(classes)],
-            "annotations": truth,
-        }
-    )
+    ids = {name: [{"id": i} for i in range(count)] for name, count in (("images", images), ("categories", classes))}
+    coco = COCO({**ids, "annotations": truth})
     judged = COCOeval_faster(coco, coco.loadRes(found), "bbox")
     judged.params.iouThrs = list(OVERLAPS.values())
     judged.params.areaRng, judged.params.areaRngLbl = [[0, math.inf]], ["all"]
