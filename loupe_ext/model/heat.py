@@ -183,8 +183,6 @@ def _parts(mask: Tensor) -> Tensor:
 def extents(masks: Tensor) -> Tensor:
     """Boxes x0, y0, x1, y1 [n, 4] int64 around the true pixels of masks [n, h, w]; 0, 0, 0, 0 of an empty one."""
     check_masks("masks", masks)
-    edges = []
-    for along in (masks.any(1).byte(), masks.any(2).byte()):
-        edges.append((along.argmax(1), along.shape[1] - along.flip(1).argmax(1)))
-    (x0, x1), (y0, y1) = edges
+    across, down = masks.any(1).byte(), masks.any(2).byte()
+    (x0, x1), (y0, y1) = ((along.argmax(1), along.shape[1] - along.flip(1).argmax(1)) for along in (across, down))
     return torch.stack([x0, y0, x1, y1], 1) * masks.flatten(1).any(1, keepdim=True)
