@@ -32,12 +32,12 @@ def make(folder: Path, count: int, width: int, height: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=256, help="pictures")
+    parser.add_argument("--count", type=int, default=1024, help="pictures")
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--height", type=int, default=384)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--batches", type=int, default=32)
+    parser.add_argument("--batches", type=int, default=64)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -47,7 +47,8 @@ def main() -> None:
         source = read_folder(folder)
         kilobytes = sum(path.stat().st_size for path in Path(folder).glob("*.jpg")) / options.count / 1000
         print(
-            f"{options.width} x {options.height} JPEGs of {kilobytes:.0f} kB to {options.size}, {os.cpu_count()} cores"
+            f"{options.width} x {options.height} JPEGs of {kilobytes:.0f} kB to {options.size}, "
+            f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
         )
         for workers in options.workers:
             stream = Stream(

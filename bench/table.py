@@ -10,7 +10,7 @@ from pathlib import Path
 KEYS = ("device", "direction", "size", "side")
 VALUES = ("seconds", "pairs")
 TITLES = {
-    "region": "`region_interactions`, 32 regions an image, 256 walks of each (or exact)",
+    "region": "`region_interactions`, 32 regions per image, 256 walks of each (or exact)",
     "late": "`late_interaction_similarity` of B images with B captions, 49 x 32, d = 256, forward and backward",
     "moments": "`coalition_moments`, 16,384 coalitions, float32",
     "explain": "`plan` and `aggregate`: interactions of all pairs, estimated; the time holds the game's own",
@@ -43,7 +43,7 @@ def medians(report: dict) -> dict[str, dict[tuple[str, ...], tuple]]:
 def batch_table(times: dict, device: str) -> list[str]:
     sizes = [size for d, direction, size, side in times if (d, direction, side) == (device, "forward", "loupe_ext")]
     rows = [
-        "| M x N | forward, ns a pair | torch, times as long | backward, ns a pair | torch, times as long |"
+        "| M x N | forward, ns per pair | torch, times as long | backward, ns per pair | torch, times as long |"
         " 2 threads | one problem |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -103,7 +103,7 @@ def estimate_table(times: dict, device: str) -> list[str]:
 
 def region_table(times: dict, device: str) -> list[str]:
     rows = [
-        "| size | a batch, ms | a step, ns | torch, times as long | 4 x the walks | 2 threads |",
+        "| size | ms per batch | ns per step | torch, times as long | 4 x the walks | 2 threads |",
         "|---|---|---|---|---|---|",
     ]
     for d, direction, size, side in times:
@@ -142,7 +142,7 @@ TABLES = {
 
 
 def shapiq_table(times: dict) -> list[str]:
-    rows = ["| M x N | shapiq, exact | loupe_ext, a problem | ratio |", "|---|---|---|---|"]
+    rows = ["| M x N | shapiq, exact | loupe_ext, per problem | ratio |", "|---|---|---|---|"]
     for device, direction, size, side in times:
         if (direction, side) == ("shapiq", "shapiq"):
             seconds, pairs = times[device, direction, size, side]
@@ -173,7 +173,7 @@ def main(source: str, keep: str | None = None) -> None:
                 print("\n".join(rows), end="\n\n")
         targets = [key for key in times if key[1] == "target"]
         if targets:
-            print(f"{title}, forward, on other SIMD targets, ns a pair:\n")
+            print(f"{title}, forward, on other SIMD targets, ns per pair:\n")
             sizes = list(dict.fromkeys(key[2] for key in targets))
             print(f"| target | {' | '.join(sizes)} |\n|---|{'---|' * len(sizes)}")
             for side in dict.fromkeys(key[3] for key in targets):

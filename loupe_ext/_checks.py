@@ -6,7 +6,8 @@ import math
 import numbers
 import operator
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Set
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,6 +80,12 @@ def check_floating(name: str, value: Tensor) -> None:
         raise TypeError(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {value.dtype}")
 
 
+def check_kind(name: str, value: object, kind: Any, expected: str) -> None:
+    """`kind` is a class, a tuple of classes or a runtime protocol, which the message calls `expected`."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+
+
 def check_dtype(name: str, value: object) -> None:
     """None, or the dtype of a floating result."""
     if value is not None and not (isinstance(value, torch.dtype) and value in FLOATS):
@@ -128,13 +135,18 @@ def check_flag(name: str, value: object) -> bool:
     return bool(value)
 
 
-def check_names(name: str, value: object, count: int | None = None) -> tuple[str, ...]:
+def check_names(name: str, value: Any, count: int | None = None) -> tuple[str, ...]:
     """A sequence of str (not one str, which is a sequence of its letters), `count` of them."""
-    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(x, str) for x in value):
+    try:
+        fits = not isinstance(value, str | Set | Mapping) and len(value) >= 0 and all(isinstance(x, str) for x in value)
+    except TypeError:  # it has no length, or no elements
+        fits = False
+    if not fits:
         raise TypeError(f"{name}: expected a sequence of str, got {shown(value)}")
-    if count is not None and len(value) != count:
-        raise ValueError(f"{name}: expected {count} names, got {len(value)}")
-    return tuple(value)
+    names = tuple(value)
+    if count is not None and len(names) != count:
+        raise ValueError(f"{name}: expected {count} names, got {len(names)}")
+    return names
 
 
 def as_device(name: str, value: object) -> torch.device:
@@ -190,13 +202,25 @@ def check_features(name: str, value: object, dims: str) -> Tensor:
     """A floating tensor with the dimensions named in `dims`, one character each: letters, or a digit for its size."""
     check_tensor(name, value)
     assert isinstance(value, Tensor)
-    fits = value.dim() == len(dims) and all(
-        not d.isdigit() or int(d) == s for d, s in zip(dims, value.shape, strict=True)
-    )
-    if not fits or 0 in value.shape:
+    if not _has_dims(value, dims) or 0 in value.shape:
         raise ValueError(f"{name}: expected shape [{', '.join(dims)}], none of them 0, got {tuple(value.shape)}")
     check_floating(name, value)
     return value
+
+
+def check_ints(name: str, value: object, dims: str, least: int = 0) -> Tensor:
+    """An int64 tensor with the dimensions named in `dims` as in `check_features`, each of size `least` or more."""
+    check_tensor(name, value)
+    assert isinstance(value, Tensor)
+    if value.dtype != torch.int64 or not _has_dims(value, dims) or min(value.shape) < least:
+        at_least = f", none of them below {least}" if least else ""
+        got = f"{value.dtype} {tuple(value.shape)}"
+        raise ValueError(f"{name}: expected int64 of shape [{', '.join(dims)}]{at_least}, got {got}")
+    return value
+
+
+def _has_dims(value: Tensor, dims: str) -> bool:
+    return len(dims) == value.dim() and all(d.isalpha() or d == str(n) for d, n in zip(dims, value.shape, strict=True))
 
 
 def check_range(name: str, value: Tensor, least: int, most: int) -> None:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
-from loupe_ext._checks import shown, values_are_read
+from loupe_ext._checks import length_mask, shown, values_are_read
 
 Group = Any  # a torch.distributed.ProcessGroup, or None: this process alone (builds without distributed lack the class)
 
@@ -56,10 +56,41 @@ def gathered(x: Tensor, group: Group) -> Tensor:
     return found
 
 
-def gathered_ragged(name: str, x: Tensor, lengths: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+def gathered_ragged(
+    name: str, x: Tensor, lengths_name: str, lengths: Tensor | None, group: Group
+) -> tuple[Tensor, Tensor | None]:
     """[B, n, d], n of each process its own, and [B], as [processes * B, largest n, d] and [processes * B]."""
+    if group is None:
+        return x, lengths
+    found = length_mask(lengths_name, lengths, x, 1).sum(1)
     (n,) = common_sizes(name, x, group)
-    return gathered(pad(x, (0, 0, 0, n - x.shape[1])), group), gathered(lengths, group)
+    return gathered(pad(x, (0, 0, 0, n - x.shape[1])), group), gathered(found, group)
+
+
+def transposed(x: Tensor, group: Group) -> Tensor:
+    """Own rows [B, processes * B] of a matrix that is shared by rows -> own rows of its transpose."""
+    if group is None:
+        return x.T
+    found: Tensor = _Transpose.apply(x, group)
+    return found
+
+
+class _Transpose(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return _exchanged(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _exchanged(grad, ctx.group), None
+
+
+def _exchanged(x: Tensor, group: Group) -> Tensor:
+    blocks = x.unflatten(1, (-1, len(x))).permute(1, 2, 0).contiguous()
+    found = torch.empty_like(blocks)
+    dist.all_to_all_single(found, blocks, group=group)
+    return found.transpose(0, 1).flatten(1)
 
 
 class _Gather(torch.autograd.Function):

@@ -13,9 +13,8 @@ from typing import Any
 import loupe_ext
 from loupe_ext._checks import check_choice, shown
 from loupe_ext._io import check_writable, write
-from loupe_ext.extras import require
+from loupe_ext.extras import TRACKERS, require
 
-REPORTERS = ("tensorboard", "wandb", "trackio")
 MOST = 10_000_000  # of whatever is counted on the command line: more fits no memory
 DEMO = ("faster-coco-eval", "matplotlib", "pillow", "pyyaml", "rich", "safetensors", "scikit-learn", "scipy")
 
@@ -147,7 +146,7 @@ def _add_train(command: argparse.ArgumentParser) -> None:
         "--validate-every", type=_count, metavar="STEPS", help="zero-shot metrics of validation scenes"
     )
     command.add_argument("--parallel", choices=("ddp", "fsdp"), default="ddp", help="under torchrun; default: ddp")
-    command.add_argument("--report-to", choices=REPORTERS, metavar="NAME", help=f"also {', '.join(REPORTERS)}")
+    command.add_argument("--report-to", choices=TRACKERS, metavar="NAME", help=f"also {', '.join(TRACKERS)}")
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -28,6 +28,7 @@ PACKAGES = {
     "wandb": ("wandb", "wandb"),
     "webdataset": ("webdataset", "data"),
 }
+TRACKERS = ("tensorboard", "wandb", "trackio")  # of a run's losses, in `loupe train --report-to`
 
 
 @contextmanager

@@ -231,6 +231,20 @@ class TestPretrained:
         assert found.vocabulary.words == vocabulary.words
         assert all(torch.equal(x, found.model.state_dict()[name]) for name, x in model.state_dict().items())
 
+    def test_a_model_of_a_number_of_ids(self, tmp_path):
+        save_pretrained(tmp_path, *build(SMALL, Vocabulary(["red"])), SMALL)
+        model, objective = build(SMALL, 7)
+        save_pretrained(tmp_path, model, objective, SMALL)
+        assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+        found = from_pretrained(tmp_path)
+        assert found.vocabulary is None
+        assert all(torch.equal(x, found.model.state_dict()[name]) for name, x in model.state_dict().items())
+        for wrong in ("7", 2**40):
+            about = json.loads((tmp_path / CONFIG).read_text()) | {"vocabulary_size": wrong}
+            (tmp_path / CONFIG).write_text(json.dumps(about))
+            with pytest.raises(ValueError, match=r"folder: expected words, a line each .*vocabulary_size: expected"):
+                from_pretrained(tmp_path)
+
     @pytest.mark.parametrize(
         ("settings", "message"),
         [

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 import loupe_ext
-from loupe_ext.extras import PACKAGES, needs, require
-from loupe_ext.train.report import TRACKERS
+from loupe_ext.extras import PACKAGES, TRACKERS, needs, require
 
 ROOT = Path(__file__).parent.parent
 

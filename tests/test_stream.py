@@ -1,6 +1,8 @@
 """Streams of batches: every sample once, the same ones after a stop, and what cannot be read counted and named."""
 
+import contextlib
 import io
+import multiprocessing
 import os
 import pickle
 import signal
@@ -16,7 +18,7 @@ from PIL import Image
 
 from loupe_ext.data import Vocabulary
 from loupe_ext.data.sources import Sample, Skip, read_folder
-from loupe_ext.data.stream import Stream, WordTokenizer
+from loupe_ext.data.stream import Stream, WordTokenizer, _start_worker
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 WORDS = [f"w{i}" for i in range(64)]
@@ -257,13 +259,54 @@ def test_a_newer_iteration_ends_the_older(tmp_path):
         next(old)
 
 
-def test_workers_leave_an_interrupt_to_the_main_process(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_leave_a_signal_to_the_main_process(tmp_path, number):
     batches = stream(folder_of(tmp_path, 12), num_workers=2)
-    found = given(islice(batches, 1))
+    found = given(islice(batches, 2))  # of each worker
     for worker in batches._loader._iterator._workers:
-        os.kill(worker.pid, signal.SIGINT)
-    found += given(islice(batches, 12))
+        os.kill(worker.pid, number)
+    found += given(islice(batches, 11))
     assert found == given(islice(stream(batches.source), 13))
+
+
+def terminated_twice(answer):
+    _start_worker(0)
+    signal.raise_signal(signal.SIGTERM)
+    answer.send("once")
+    signal.raise_signal(signal.SIGTERM)
+
+
+def forked(target, *args):
+    """What a process of this function says, and how it ends."""
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=target, args=(*args, there))
+    process.start()
+    there.close()
+    said = []
+    with contextlib.suppress(EOFError):
+        while here.poll(60):
+            said.append(here.recv())
+    process.join(60)
+    return said, process.exitcode
+
+
+def test_a_second_sigterm_ends_a_worker():
+    assert forked(terminated_twice) == (["once"], -signal.SIGTERM)
+
+
+def signalled(batches, answer):
+    """What a stream gives in a process group of its own, which gets a SIGTERM after the first batch of each worker."""
+    os.setsid()
+    found = given(islice(batches, 2))
+    signal.signal(signal.SIGTERM, lambda *_: answer.send("held"))
+    os.killpg(0, signal.SIGTERM)
+    answer.send(found + given(islice(batches, 11)))
+
+
+def test_a_stream_outlives_sigterm_to_its_process_group(tmp_path):
+    batches = stream(folder_of(tmp_path, 12), num_workers=2)
+    said = forked(signalled, batches)
+    assert said == (["held", given(islice(stream(batches.source), 13))], 0)
 
 
 def test_workers_end_in_peace(tmp_path, monkeypatch):

@@ -324,6 +324,17 @@ class TestEvaluate:
         pooled = evaluation.similarities(seen)
         assert pooled[0][9, 2].item() == pytest.approx((seen.images[1].pooled[2] @ seen.texts[0].pooled[2]).item())
 
+    def test_patches_that_an_image_lacks_are_not_compared(self):
+        seen = evaluation.encode(built()[0], scenes(), batch_size=7)
+        image, text = seen.images[0], seen.texts[0]
+        short = image.patches.flatten(1, 2)[:, None, :9]
+        padded = torch.cat([short, torch.full_like(short, torch.nan)], 2)
+        lengths = torch.full((len(short),), 9)
+        found = dataclasses.replace(seen, images=[dataclasses.replace(image, patches=padded, lengths=lengths)])
+        want = late_interaction_similarity(short[:, 0], text.tokens, None, text.lengths)
+        for x, y in zip(evaluation.similarities(found, pooled=False), want, strict=True):
+            torch.testing.assert_close(x[:, : y.shape[1]], y)
+
     def test_heat_on_the_true_boxes_grounds_every_phrase(self, monkeypatch):
         """The conventions of maps, points and boxes agree, and each map belongs to its box."""
 

@@ -1,4 +1,4 @@
-// Random coalitions and permutations from counters: the laws of python_ref/coalitions.py, bit for bit; host and device.
+// Random coalitions and permutations from counters: those of python_ref/coalitions.py, bit for bit; host and device.
 #pragma once
 
 #include "philox.h"

@@ -29,7 +29,7 @@ struct PairwiseCall {
 };
 
 // F(x) = a x + sum_below (x - x') w(r),  G(x) = b x + sum_below (x - x') v(r), r = 1 .. N - 1.
-struct LineLaw {
+struct LineWeights {
   int64_t M, N;
   double p, q;
   const double* table;   // of atom(k), k = 0 .. M + N, or null: computed where it is needed
@@ -41,7 +41,7 @@ struct LineLaw {
   LOUPE_INLINE_HD static double atom(int64_t k, double p) { return shapley(p) ? 1.0 / double(k) : pow(1 - p, double(k)); }
   LOUPE_INLINE_HD double atom(int64_t k) const { return table ? table[k] : atom(k, p); }
 
-  LOUPE_INLINE_HD static LineLaw start(int64_t M, int64_t N, double p, const double* table = nullptr) {
+  LOUPE_INLINE_HD static LineWeights start(int64_t M, int64_t N, double p, const double* table = nullptr) {
     return {M, N, p, 1 - p, table, 0, 0, 0, 0};
   }
   LOUPE_INLINE_HD double term(int64_t t) const { return atom(shapley(p) ? N + t : t); }
@@ -53,17 +53,17 @@ struct LineLaw {
     a = empty * in_mean;
     b = empty * lone;
   }
-  LOUPE_INLINE_HD static LineLaw of(int64_t M, int64_t N, double p, const double* table) {
-    LineLaw law = start(M, N, p, table);
-    const double last = law.term(M - 1);
+  LOUPE_INLINE_HD static LineWeights of(int64_t M, int64_t N, double p, const double* table) {
+    LineWeights line = start(M, N, p, table);
+    const double last = line.term(M - 1);
     double sum = 0, excess = 0;
     for (int64_t t = 0; t < M; ++t) {
-      const double term = law.term(t);
+      const double term = line.term(t);
       sum += term;
       excess += term - last;
     }
-    law.finish(sum, excess);
-    return law;
+    line.finish(sum, excess);
+    return line;
   }
   LOUPE_INLINE_HD double w(int64_t r) const { return shapley(p) ? atom(r) * atom(M + r) : p * atom(r - 1) * in_mean; }
   LOUPE_INLINE_HD double v(int64_t r) const {

@@ -1,5 +1,5 @@
 // Random coalitions on the CPU. Every sample is drawn from its own counter, so threads need not agree on anything; the
-// second of an antithetic pair is turned over from the first where that is at hand. Compiled once a SIMD target.
+// second of an antithetic pair is turned over from the first where that is at hand. Compiled once per SIMD target.
 
 #include "coalitions.h"
 

@@ -3,7 +3,7 @@
 // other players, and the rows are summed to the strip's players at the end: one addition serves six pairs. Backward, the
 // rows hold the sums that a sample reads. All sums are float64, and lanes outside a coalition are never added to, so NaN
 // stays where it belongs. A strip's sums, and a block's samples, are one thread's: the bits do not depend on how many
-// there are. Compiled once a SIMD target.
+// there are. Compiled once per SIMD target.
 
 #include "moments.h"
 

@@ -21,13 +21,13 @@ struct LineTable {
     if (lines == M && entries == N) return;
     M = lines;
     N = entries;
-    const LineLaw law = LineLaw::of(M, N, p, atoms);
-    a = law.a * share;
-    b = law.b * share;
+    const LineWeights line = LineWeights::of(M, N, p, atoms);
+    a = line.a * share;
+    b = line.b * share;
     w[0] = v[0] = w_below[N - 1] = v_below[N - 1] = 0;
     for (int64_t k = N - 1; k > 0; --k) {
-      w[k] = law.w(k) * share;
-      v[k] = law.v(k) * share;
+      w[k] = line.w(k) * share;
+      v[k] = line.v(k) * share;
       w_below[k - 1] = w_below[k] + w[k];
       v_below[k - 1] = v_below[k] + v[k];
     }
@@ -113,7 +113,7 @@ class Pairwise {
       : call_(call), size_(call.M * padded(call.N)), scores_(group * size_), col_scores_(call.col_scores ? group * size_ : 0),
         rows_(group * size_ + kLanes), cols_(group * size_ + kLanes), keys_(sorted_size(std::max(call.M, call.N))),
         total_(padded(call.N)), atoms_(call.M + call.N + 1), row_table_(call.N), col_table_(call.M), finite_(group) {
-    for (int64_t k = 0; k <= call.M + call.N; ++k) atoms_[k] = LineLaw::atom(k, call.p);
+    for (int64_t k = 0; k <= call.M + call.N; ++k) atoms_[k] = LineWeights::atom(k, call.p);
   }
 
   void forward(int64_t first, int64_t count, int64_t M, int64_t N, In* out) {

@@ -10,7 +10,7 @@
 
 namespace loupe {
 
-// Calls make() once a thread, and its result with (begin, end) for chunks of 0..n; an exception reaches the caller.
+// Calls make() once per thread, and its result with (begin, end) for chunks of 0..n; an exception reaches the caller.
 template <class Make>
 void parallel_chunks(int64_t n, int64_t chunk, int threads, const Make& make) {
   const int64_t chunks = (n + chunk - 1) / chunk;

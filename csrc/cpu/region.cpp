@@ -1,6 +1,6 @@
 // Walks of the pooled-cosine game on the CPU: a lane a walk, a register of walks of one image together. Every region of
 // the image walks them: a step's row of G is brought into lanes once, and h of the whole prefix is kept once; a region
-// takes its own members' share off, so that its step costs its size and not n. Compiled once a SIMD target. A lane never
+// takes its own members' share off, so that a step costs its size, not n. Compiled once per SIMD target. A lane never
 // sees its neighbours.
 
 #include "region.h"

@@ -1,5 +1,5 @@
 // Maxima of the late-interaction game on the CPU: a lane a region, a register of regions of one image together, up the
-// sorted scores of each word in turn. Compiled once a SIMD target. A lane never sees its neighbours.
+// sorted scores of each word in turn. Compiled once per SIMD target. A lane never sees its neighbours.
 
 #include "region_maxima.h"
 

@@ -1,7 +1,7 @@
 // Exact values and same-side pairs on the CPU: a sweep over kLanes sorted lines takes a line's sums and leaves H of every
 // entry in its place, the lines' entries side by side; the pairs of entries are then sums of minima over the lines, a
 // vector of entries at a time. Backward, each pair's gradient goes to its lower entry, and a second sweep takes it through
-// H. Compiled once a SIMD target. A problem's sums are taken in the order of its own entries.
+// H. Compiled once per SIMD target. A problem's sums are taken in the order of its own entries.
 
 #include "sides.h"
 
@@ -21,8 +21,8 @@ struct SideTable {
     if (lines == M && entries == N) return;
     M = lines;
     N = entries;
-    const LineLaw law = LineLaw::of(M, N, call.p, atoms);
-    LinePairLaw pair = LinePairLaw::start(law);
+    const LineWeights line = LineWeights::of(M, N, call.p, atoms);
+    LinePairWeights pair = LinePairWeights::start(line);
     if (order == 2) {
       double c = 0, d = 0;
       for (int64_t t = 0; t < pair.terms(); ++t) {
@@ -39,9 +39,9 @@ struct SideTable {
         c += pair.c_step(r);
         d += pair.d_step(r);
       }
-      slope[k] = share * law.w(order == 1 ? r : std::max<int64_t>(k, 1));
-      own[k] = share * (order == 1 ? law.w(r) + law.v(r) : c + d);
-      other[k] = share * (order == 1 ? law.v(r) : d);
+      slope[k] = share * line.w(order == 1 ? r : std::max<int64_t>(k, 1));
+      own[k] = share * (order == 1 ? line.w(r) + line.v(r) : c + d);
+      other[k] = share * (order == 1 ? line.v(r) : d);
       if (r < N) step[r] = slope[k] - slope[r];
     }
     step[0] = 0;
@@ -194,7 +194,7 @@ class Sides {
         row_own_(group * call.M + kLanes), row_other_(group * call.M + kLanes), col_own_(group * call.N + kLanes),
         col_other_(group * call.N + kLanes), atoms_(call.M + call.N + 1), row_table_(call.N), col_table_(call.M),
         finite_(group) {
-    for (int64_t k = 0; k <= call.M + call.N; ++k) atoms_[k] = LineLaw::atom(k, call.p);
+    for (int64_t k = 0; k <= call.M + call.N; ++k) atoms_[k] = LineWeights::atom(k, call.p);
     for (Buffer<T>* part : {&rows_, &cols_}) std::fill_n(part->data, size_, T(0));  // padding holds numbers
     std::fill_n(row_own_.data, group * call.M + kLanes, 0.0);                      // and MaxSim has no rows
     std::fill_n(row_other_.data, group * call.M + kLanes, 0.0);

@@ -17,17 +17,17 @@ __device__ T warp_sum(T x) {
   return x;
 }
 
-// LineLaw::of by one warp.
-__device__ LineLaw law_by_warp(int lines, int n, double p, int lane) {
-  LineLaw law = LineLaw::start(lines, n, p);
-  const double last = law.term(lines - 1);
+// LineWeights::of by one warp.
+__device__ LineWeights weights_by_warp(int lines, int n, double p, int lane) {
+  LineWeights line = LineWeights::start(lines, n, p);
+  const double last = line.term(lines - 1);
   double sum = 0, excess = 0;
   for (int t = lane; t < lines; t += 32) {
-    sum += law.term(t);
-    excess += law.term(t) - last;
+    sum += line.term(t);
+    excess += line.term(t) - last;
   }
-  law.finish(warp_sum(sum), warp_sum(excess));
-  return law;
+  line.finish(warp_sum(sum), warp_sum(excess));
+  return line;
 }
 
 template <int width, class T>

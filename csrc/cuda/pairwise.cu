@@ -1,4 +1,4 @@
-// Exact pair interactions on a GPU: a block a problem. The block reads the scores once into a tile, a warp sorts a line
+// Exact pair interactions on a GPU: a block per problem. It reads the scores once into a tile, a warp sorts a line
 // (or several short ones), scans its weighted gaps and leaves two numbers an entry in the tile, rows first, then columns;
 // then the block writes the result once. The tile is in shared memory (always for M, N <= 64 where it fits) or, for larger
 // problems, in scratch of a size that does not depend on the batch. No atomics: the same bits every time.
@@ -22,14 +22,14 @@ struct LineTable {
 // Fills the table, and its four arrays of `size`, for `lines` lines with `n` entries; by one warp.
 template <class T>
 __device__ void prepare(LineTable<T>& table, T* arrays, int size, int lines, int n, double p, double share, int lane) {
-  const LineLaw law = law_by_warp(lines, n, p, lane);
+  const LineWeights line = weights_by_warp(lines, n, p, lane);
   T *ws = arrays, *vs = arrays + size, *w_below = arrays + 2 * size, *v_below = arrays + 3 * size;
-  if (lane == 0) table = {T(law.a * share), T(law.b * share), ws, vs, w_below, v_below};
+  if (lane == 0) table = {T(line.a * share), T(line.b * share), ws, vs, w_below, v_below};
   double w_carry = 0, v_carry = 0;  // sums of the places after this round's
   for (int base = (n - 1) / 32 * 32; base >= 0; base -= 32) {
     const int k = base + lane;
     const bool real = k >= 1 && k < n;
-    const double w = real ? law.w(k) * share : 0, v = real ? law.v(k) * share : 0;
+    const double w = real ? line.w(k) * share : 0, v = real ? line.v(k) * share : 0;
     double w_here = w, v_here = v;  // becomes the sum from this lane on
     for (int d = 1; d < 32; d *= 2) {
       const double more_w = __shfl_down_sync(kWarp, w_here, d, 32), more_v = __shfl_down_sync(kWarp, v_here, d, 32);

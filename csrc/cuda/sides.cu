@@ -1,4 +1,4 @@
-// Exact values and same-side pairs on a GPU: a block a problem, in a tile as in pairwise.cu. Forward, warps sort the lines
+// Exact values and same-side pairs on a GPU: a block per problem, tiled as in pairwise.cu. Forward, warps sort lines
 // and leave H of every entry in the tile and two sums a line in shared memory; then a thread takes a player, or a pair of
 // them, at a time. Backward, a thread collects what reaches H of an entry, then the sorted lines are swept. No atomics: the
 // same bits every time.
@@ -21,16 +21,16 @@ struct SideTable {
 template <class T>
 __device__ void prepare(SideTable<T>& table, T* arrays, int size, int lines, int n, const PairwiseCall& call, int order,
                         int lane) {
-  LinePairLaw pair = LinePairLaw::start(law_by_warp(lines, n, call.p, lane));
+  LinePairWeights pair = LinePairWeights::start(weights_by_warp(lines, n, call.p, lane));
   double c_sum = 0, d_sum = 0;
   for (int t = lane; order == 2 && t < pair.terms(); t += 32) {
     c_sum += pair.c_term(t);
     d_sum += pair.d_term(t);
   }
   pair.finish(warp_sum(c_sum), warp_sum(d_sum));
-  const LineLaw& law = pair.law;
+  const LineWeights& line = pair.line;
   const double share = call.share();
-  const auto slope_of = [&](int k) { return share * law.w(order == 1 ? k + 1 : k < 1 ? 1 : k); };
+  const auto slope_of = [&](int k) { return share * line.w(order == 1 ? k + 1 : k < 1 ? 1 : k); };
   T *own = arrays, *other = arrays + size, *slope = arrays + 2 * size, *step = arrays + 3 * size;
   if (lane == 0) table = {own, other, slope, step};
   double c_carry = pair.c_last, d_carry = pair.d_last;  // of the places after this round's
@@ -47,8 +47,8 @@ __device__ void prepare(SideTable<T>& table, T* arrays, int size, int lines, int
     if (k < n) {
       slope[k] = T(slope_of(k));
       step[k] = k > 0 ? T(slope_of(k - 1) - slope_of(k)) : T(0);
-      own[k] = T(share * (order == 1 ? law.w(r) + law.v(r) : c_carry + c + d_carry + d));
-      other[k] = T(share * (order == 1 ? law.v(r) : d_carry + d));
+      own[k] = T(share * (order == 1 ? line.w(r) + line.v(r) : c_carry + c + d_carry + d));
+      other[k] = T(share * (order == 1 ? line.v(r) : d_carry + d));
     }
     c_carry += __shfl_sync(kWarp, c, 0, 32);
     d_carry += __shfl_sync(kWarp, d, 0, 32);

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loupe_ext._checks import check_range, check_tensor
+from loupe_ext._checks import check_ints, check_range
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,11 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same on a device; from pinned memory, without waiting for it."""
-        moved: dict[str, Any] = {}
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if isinstance(value, dict):
-                moved[each.name] = {name: x.to(device, non_blocking=True) for name, x in value.items()}
-            else:
-                moved[each.name] = value.to(device, non_blocking=True)
-        return Batch(**moved)
+
+        def moved(x: Any) -> Any:
+            return {n: moved(y) for n, y in x.items()} if isinstance(x, dict) else x.to(device, non_blocking=True)
+
+        return Batch(**{each.name: moved(getattr(self, each.name)) for each in fields(self)})
 
 
 def checked(batch: Batch) -> Batch:
@@ -50,12 +47,10 @@ def checked(batch: Batch) -> Batch:
     Raises:
         TypeError, ValueError: naming the field, what was expected and what came.
     """
-    for name, value, dims in (("tokens", batch.tokens, 2), ("spans", batch.spans, 3), ("phrase_lengths", None, 1)):
-        value = batch.phrase_lengths if value is None else value
-        check_tensor(name, value)
-        if value.dtype != torch.int64 or value.dim() != dims or len(value) != len(batch):
-            expected = f"int64 with {dims} dimensions, {len(batch)} long"
-            raise ValueError(f"{name}: expected {expected}, got {value.dtype} {tuple(value.shape)}")
+    for name, dims in (("tokens", "BL"), ("spans", "BP2"), ("phrase_lengths", "B")):
+        value = check_ints(name, getattr(batch, name), dims)
+        if len(value) != len(batch):
+            raise ValueError(f"{name}: expected the B of images ({len(batch)}), got {tuple(value.shape)}")
     if not len(batch):
         raise ValueError("batches: expected one pair or more in each, got none")
     check_range("spans", batch.spans, 0, batch.tokens.shape[1])

@@ -89,12 +89,9 @@ def paste(images: Floats, scenes: Ints, covers: Floats, colours: Floats, centres
     here = (scenes[:, None, None], top[:, :, None], left[:, None, :])
     images[here] += covers[..., None] * (colours - images[here])
     solid = covers > 0.5
-    seen: list[tuple[Mask, Ints]] = [(np.any(solid, axis=1), left), (np.any(solid, axis=2), top)]
-    edges = []
-    for along, pixels in seen:
-        first, after = along.argmax(1), along.shape[1] - along[:, ::-1].argmax(1)
-        edges.append((pixels[:, 0] + first, pixels[:, 0] + after))
-    (x0, x1), (y0, y1) = edges
+    across, down = np.any(solid, axis=1), np.any(solid, axis=2)
+    x0, y0 = left[:, 0] + across.argmax(1), top[:, 0] + down.argmax(1)
+    x1, y1 = left[:, -1] + 1 - across[:, ::-1].argmax(1), top[:, -1] + 1 - down[:, ::-1].argmax(1)
     return np.stack([x0, y0, x1, y1], -1).astype(np.float32)
 
 
@@ -161,9 +158,9 @@ def assemble(
         objects[filled : filled + len(pixels)] = torch.from_numpy(drawn.boxes)[: size - filled]
         there = np.where(drawn.layout.present, drawn.classes, -1)
         classes[filled : filled + len(pixels)] = torch.from_numpy(there)[: size - filled]
-        for layout, box, i in zip(_scenes(drawn.layout), drawn.boxes, range(filled, size), strict=False):
-            kinds, centres = layout
-            named = rng.permutation(len(kinds))[: rng.integers(2, 4)]
+        layout = zip(drawn.layout.counts, drawn.layout.kinds, drawn.layout.centres, strict=True)
+        for (count, kinds, centres), box, i in zip(layout, drawn.boxes, range(filled, size), strict=False):
+            named = rng.permutation(count)[: rng.integers(2, 4)]
             text, where = caption([drawn.name(kind) for kind in kinds[named]], centres[named])
             ids = vocabulary.encode(text)
             words[i, : len(ids)] = torch.tensor(ids)
@@ -173,7 +170,3 @@ def assemble(
         filled = min(size, filled + len(pixels))
         chunk += 1
     return Grounded(Pairs(images, words, spans, lengths, vocabulary), boxes, objects, classes, prompts)
-
-
-def _scenes(layout: Layout) -> list[tuple[Ints, Floats]]:
-    return [(k[:n], c[:n]) for k, c, n in zip(layout.kinds, layout.centres, layout.counts, strict=True)]

@@ -8,7 +8,7 @@ import sys
 import unicodedata
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loupe_ext._checks import check_device, check_floating, check_int, check_names, check_range, check_tensor, shown
+from loupe_ext._checks import (
+    check_device,
+    check_floating,
+    check_int,
+    check_ints,
+    check_kind,
+    check_names,
+    check_range,
+    check_same,
+    check_tensor,
+    shown,
+)
 from loupe_ext.data.batch import Batch
 from loupe_ext.extras import needs
 from loupe_ext.phrases.phrase import Chunker, check_text, tokens
@@ -86,7 +97,7 @@ class Vocabulary:
     @classmethod
     def of(cls, captions: Sequence[str], least: int = 1) -> "Vocabulary":
         """The words, in lower case, that captions use at least `least` times, the commonest first, and "[UNK]"."""
-        check_texts("captions", captions)
+        captions = check_names("captions", captions)
         found = (word for i, text in enumerate(captions) for word in tokens(text, f"captions[{i}]"))
         counts = Counter(_spelling(word.text) for word in found)
         least = check_int("least", least, 0, sys.maxsize)
@@ -121,21 +132,11 @@ class Pairs:
     vocabulary: Vocabulary
 
     def __post_init__(self) -> None:
-        n = len(check_images(self.images))
-        check_vocabulary(self.vocabulary)
-        for name, value, shape in (
-            ("tokens", self.tokens, (n, None)),
-            ("spans", self.spans, (n, None, 2)),
-            ("phrase_lengths", self.phrase_lengths, (n,)),
-        ):
-            check_tensor(name, value)
-            check_device(name, value, "images", self.images)
-            fits = value.dim() == len(shape) and all(s in (None, t) for s, t in zip(shape, value.shape, strict=True))
-            if not fits or value.dtype != torch.int64:
-                expected = ", ".join("*" if s is None else str(s) for s in shape)
-                raise ValueError(
-                    f"{name}: expected int64 of shape [{expected}], got {value.dtype} {tuple(value.shape)}"
-                )
+        check_images(self.images)
+        check_kind("vocabulary", self.vocabulary, Vocabulary, "a Vocabulary")
+        for name, dims in (("tokens", "nL"), ("spans", "nP2"), ("phrase_lengths", "n")):
+            value = check_ints(name, getattr(self, name), dims)
+            check_same(name, value, "images", self.images, {"n": (0, 0)})
         check_range("tokens", self.tokens, 0, len(self.vocabulary) - 1)
         check_range("spans", self.spans, 0, self.tokens.shape[1])
         check_range("phrase_lengths", self.phrase_lengths, 0, self.spans.shape[1])
@@ -166,7 +167,7 @@ class Pairs:
             TypeError, ValueError: an argument has the wrong type, shape or value; a caption has no word.
         """
         check_images(images)
-        check_texts("captions", captions)
+        captions = check_names("captions", captions)
         if len(captions) != len(images):
             raise ValueError(f"captions: expected one per image ({len(images)}), got {len(captions)}")
         vocabulary = Vocabulary.of(captions) if vocabulary is None else vocabulary
@@ -204,36 +205,19 @@ class Pairs:
         return [self.vocabulary.decode(self.tokens[i, start:end].tolist()) for start, end in spans]
 
 
-def check_images(images: object) -> Tensor:
+def check_images(images: Tensor) -> None:
     check_tensor("images", images)
-    assert isinstance(images, Tensor)
     if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape[2:] or images.dtype != torch.uint8:
         raise ValueError(f"images: expected uint8 of shape [n, 3, H, W], got {images.dtype} {tuple(images.shape)}")
-    return images
-
-
-def check_vocabulary(vocabulary: object) -> None:
-    if not isinstance(vocabulary, Vocabulary):
-        raise TypeError(f"vocabulary: expected a Vocabulary, got {type(vocabulary).__name__}")
-
-
-def check_texts(name: str, texts: Sequence[str]) -> None:
-    try:
-        fits = not isinstance(texts, str) and len(texts) >= 0 and all(isinstance(text, str) for text in texts)
-    except TypeError:  # it has no length, or no elements
-        fits = False
-    if not fits:
-        raise TypeError(f"{name}: expected a sequence of str, got {shown(texts)}")
 
 
 def encode_texts(
     name: str, texts: Sequence[str], vocabulary: Vocabulary, chunker: Chunker, longest: int = 60
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`tokens`, `spans` and `phrase_lengths` of a `Batch`, of texts that errors call `name`; see `from_captions`."""
-    check_texts(name, texts)
-    check_vocabulary(vocabulary)
-    if not callable(chunker):
-        raise TypeError(f"chunker: expected a callable, got {type(chunker).__name__}")
+    texts = check_names(name, texts)
+    check_kind("vocabulary", vocabulary, Vocabulary, "a Vocabulary")
+    check_kind("chunker", chunker, Callable, "a callable")
     if check_int("longest", longest, 0, sys.maxsize) <= 2 * vocabulary.framed:
         raise ValueError(f"longest: expected room for a word, got {longest}")
     read = [_encode(f"{name}[{i}]", text, vocabulary, chunker, longest) for i, text in enumerate(texts)]
@@ -276,8 +260,7 @@ class PairBatches:
     """
 
     def __init__(self, pairs: Pairs, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
-        if not isinstance(pairs, Pairs):
-            raise TypeError(f"pairs: expected Pairs, got {type(pairs).__name__}")
+        check_kind("pairs", pairs, Pairs, "Pairs")
         self.pairs, self.seed = pairs, check_int("seed", seed, 0, 2**32 - 1)
         self.batch_size = check_int("batch_size", batch_size, 1, sys.maxsize)
         self.world_size = check_int("world_size", world_size, 1, self.batch_size)
@@ -335,8 +318,7 @@ class Grounded:
     prompts: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.pairs, Pairs):
-            raise TypeError(f"pairs: expected Pairs, got {type(self.pairs).__name__}")
+        check_kind("pairs", self.pairs, Pairs, "Pairs")
         for name in ("boxes", "objects", "classes"):
             check_tensor(name, getattr(self, name))
             check_device(name, getattr(self, name), "pairs.images", self.pairs.images)

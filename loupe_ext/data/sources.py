@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from loupe_ext._checks import shown
+from loupe_ext._checks import check_kind, shown
 from loupe_ext._io import check_path
 
 # Names of columns, keys and files that are looked for where none is given, the first of them first.
@@ -161,8 +161,7 @@ def read_table(path: str | os.PathLike[str], picture: str | None = None, caption
     """
     path = check_path("path", path)
     for name, value in (("picture", picture), ("caption", caption)):
-        if value is not None and not isinstance(value, str):
-            raise TypeError(f"{name}: expected None or a str, got {type(value).__name__}")
+        check_kind(name, value, (str, type(None)), "None or a str")
     if not path.is_file():
         raise FileNotFoundError(f"path: expected a file, got {path}")
     content = path.read_bytes()

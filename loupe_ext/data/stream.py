@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from loupe_ext._checks import check_choice, check_flag, check_int, shown
+from loupe_ext._checks import check_choice, check_flag, check_int, check_kind, shown
 from loupe_ext.data.batch import Batch
 from loupe_ext.data.pairs import Vocabulary, encode_texts
 from loupe_ext.data.pictures import BadPicture, read_picture
@@ -202,12 +202,16 @@ def _end_workers(loader: Any) -> None:
 
 
 def _start_worker(worker: int) -> None:
-    """Ctrl-C, which reaches all processes, is the main one's to answer, and may find it saving; a handler of SIGTERM
-    that was inherited from it would keep this process alive when it is ended.
+    """Ctrl-C, and SIGTERM to a process group, are the main one's to answer, and may find it saving. A second SIGTERM
+    ends a worker, such as one that hangs when the main process is done.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _ignore_once)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are the parallelism
+
+
+def _ignore_once(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)
 
 
 class Stream:
@@ -276,9 +280,8 @@ class Stream:
     ) -> None:
         if not all(hasattr(source, name) for name in ("one_each", "read", "fingerprint", "__len__")):
             raise TypeError(f"source: expected a Listing, Shards or another Source, got {type(source).__name__}")
-        for name, value in (("tokenize", tokenize), ("processor", processor)):
-            if not callable(value) and (value is not None or name == "tokenize"):
-                raise TypeError(f"{name}: expected a callable, got {type(value).__name__}")
+        check_kind("tokenize", tokenize, Callable, "a callable")
+        check_kind("processor", processor, (Callable, type(None)), "a callable")
         if size is None and processor is None:
             raise ValueError("size: expected an int where there is no processor, got None")
         check_choice("captions", captions, ("draw", "all"))

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from loupe_ext._checks import check_features, check_same, check_scale
-from loupe_ext._distributed import Group, check_group, common_sizes, gathered, place
+from loupe_ext._distributed import Group, check_group, common_sizes, gathered, place, transposed
 from loupe_ext._dtypes import directions, no_autocast, widened
 
 
@@ -19,16 +19,16 @@ def info_nce(similarity: Tensor) -> Tensor:
     if similarity.shape[0] != similarity.shape[1]:
         raise ValueError(f"similarity: expected a square, got {tuple(similarity.shape)}")
     dtype, (similarity,) = widened(similarity)
-    return contrast(similarity, similarity.T).to(dtype)
+    return contrast(similarity, similarity).to(dtype)
 
 
-def contrast(of_images: Tensor, of_texts: Tensor, group: Group = None) -> Tensor:
-    """The mean cross-entropy of logits [B, processes * B], own images with all texts and own texts with all images.
+def contrast(by_image: Tensor, by_text: Tensor, group: Group = None) -> Tensor:
+    """The mean cross-entropy of logits [B, processes * B] of own images with all texts, by rows and by columns.
 
-    Own pairs match from column rank * B on.
+    Rows are those of `by_image` and columns those of `by_text`. Own pairs match from column rank * B on.
     """
-    match = place(group)[0] * len(of_images) + torch.arange(len(of_images), device=of_images.device)
-    return (cross_entropy(of_images, match) + cross_entropy(of_texts, match)) / 2
+    match = place(group)[0] * len(by_image) + torch.arange(len(by_image), device=by_image.device)
+    return (cross_entropy(by_image, match) + cross_entropy(transposed(by_text, group), match)) / 2
 
 
 def cmc_loss(images: Tensor, texts: Tensor, scale: Tensor | float, *, group: Group = None) -> Tensor:
@@ -56,8 +56,8 @@ def cmc_loss(images: Tensor, texts: Tensor, scale: Tensor | float, *, group: Gro
     dtype, (images, texts) = widened(images, texts)
     images, texts = directions(images), directions(texts)
     with no_autocast(images.device):
-        if group is None:
-            return info_nce(scale * images @ texts.T).to(dtype)
-        common_sizes("images", images, group)
-        of_images, of_texts = images @ gathered(texts, group).T, texts @ gathered(images, group).T
-        return contrast(scale * of_images, scale * of_texts, group).to(dtype)
+        if group is not None:
+            common_sizes("images", images, group)
+            texts = gathered(texts, group)
+        logits = scale * images @ texts.T
+        return contrast(logits, logits, group).to(dtype)

@@ -165,8 +165,8 @@ def fsa_loss(
         own = scale * regions @ phrases.mT
         if negatives:
             if group is not None:
-                phrases, lengths = gathered_ragged("phrases", phrases, present.sum(1), group)
-                present = torch.arange(phrases.shape[1], device=phrases.device) < lengths[:, None]
+                phrases, lengths = gathered_ragged("phrases", phrases, "phrase_lengths", phrase_lengths, group)
+                present = length_mask("phrase_lengths", lengths, phrases, 1)
             each = regions.shape[1] * phrases.shape[1]
             found = in_blocks(_log_sum_exp, (scale * regions,), (phrases, present), each)
             total = torch.cat([row[0] if len(row) == 1 else torch.stack(row).logsumexp(0) for row in found])

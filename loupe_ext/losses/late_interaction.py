@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from loupe_ext._checks import check_features, check_same, check_scale, length_mask, unchecked
+from loupe_ext._checks import check_features, check_same, check_scale
 from loupe_ext._distributed import Group, check_group, gathered_ragged
 from loupe_ext._dtypes import widened
 from loupe_ext.losses.cmc import contrast
@@ -42,14 +42,6 @@ def late_interaction_loss(
     scale = check_scale(scale, regions.device)
     check_group(group)
     dtype, (regions, tokens) = widened(regions, tokens)
-    if group is None:
-        by_region, by_token = late_interaction_similarity(regions, tokens, region_lengths, token_lengths)
-        return contrast(scale * by_region, scale * by_token.T).to(dtype)
-    region_lengths = length_mask("region_lengths", region_lengths, regions, 1).sum(1)
-    token_lengths = length_mask("token_lengths", token_lengths, tokens, 1).sum(1)
-    all_regions, all_region_lengths = gathered_ragged("regions", regions, region_lengths, group)
-    all_tokens, all_token_lengths = gathered_ragged("tokens", tokens, token_lengths, group)
-    with unchecked():
-        by_region, _ = late_interaction_similarity(regions, all_tokens, region_lengths, all_token_lengths)
-        _, by_token = late_interaction_similarity(all_regions, tokens, all_region_lengths, token_lengths)
-    return contrast(scale * by_region, scale * by_token.T, group).to(dtype)
+    tokens, token_lengths = gathered_ragged("tokens", tokens, "token_lengths", token_lengths, group)
+    by_region, by_token = late_interaction_similarity(regions, tokens, region_lengths, token_lengths)
+    return contrast(scale * by_region, scale * by_token, group).to(dtype)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from loupe_ext._checks import check_dtype, check_features, check_same, check_scale, length_mask, unchecked
+from loupe_ext._checks import check_dtype, check_features, check_same, check_scale, length_mask
 from loupe_ext._distributed import Group, check_group, gathered_ragged
 from loupe_ext._dtypes import no_autocast, widened
 from loupe_ext.losses._blocks import in_blocks
@@ -88,14 +88,6 @@ def region_phrase_loss(
     scale = check_scale(scale, regions.device)
     check_group(group)
     dtype, (regions, phrases) = widened(regions, phrases)
-    if group is None:
-        similarity = region_phrase_similarity(regions, phrases, phrase_lengths, region_lengths=region_lengths)
-        return contrast(scale * similarity, scale * similarity.T).to(dtype)
-    region_lengths = length_mask("region_lengths", region_lengths, regions, 1).sum(1)
-    phrase_lengths = length_mask("phrase_lengths", phrase_lengths, phrases, 1).sum(1)
-    all_regions, all_region_lengths = gathered_ragged("regions", regions, region_lengths, group)
-    all_phrases, all_phrase_lengths = gathered_ragged("phrases", phrases, phrase_lengths, group)
-    with unchecked():
-        of_images = region_phrase_similarity(regions, all_phrases, all_phrase_lengths, region_lengths=region_lengths)
-        of_texts = region_phrase_similarity(all_regions, phrases, phrase_lengths, region_lengths=all_region_lengths).T
-    return contrast(scale * of_images, scale * of_texts, group).to(dtype)
+    phrases, phrase_lengths = gathered_ragged("phrases", phrases, "phrase_lengths", phrase_lengths, group)
+    logits = scale * region_phrase_similarity(regions, phrases, phrase_lengths, region_lengths=region_lengths)
+    return contrast(logits, logits, group).to(dtype)

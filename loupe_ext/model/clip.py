@@ -4,7 +4,7 @@
 `PhraseTokenizer` makes its inputs of captions with the model's own tokenizer.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from loupe_ext._checks import (
     check_features,
     check_flag,
+    check_ints,
+    check_kind,
     check_lengths,
     check_names,
     check_range,
     check_same,
-    check_tensor,
 )
 from loupe_ext._dtypes import at_least_float32, directions
 from loupe_ext.model.features import ImageFeatures, TextFeatures
 from loupe_ext.model.regions import RegionHead
-from loupe_ext.model.text import check_spans, phrase_of_words
+from loupe_ext.model.text import phrase_of_words
 from loupe_ext.phrases import Chunker, chunk
 
 
@@ -51,7 +52,8 @@ class PhraseTokenizer:
             raise TypeError(f"tokenizer: expected one of transformers, got {type(tokenizer).__name__}")
         if options.get("padding_side", tokenizer.padding_side) != "right":
             raise ValueError("tokenizer: expected padding on the right (its padding_side), got it on the left")
-        self.tokenizer, self.chunker = tokenizer, check_chunker(chunker)
+        check_kind("chunker", chunker, Callable, "a callable")
+        self.tokenizer, self.chunker = tokenizer, chunker
         self.options = {"padding": True, "truncation": True, **options, "return_tensors": "pt"}
 
     def __call__(self, captions: Sequence[str]) -> dict[str, Tensor]:
@@ -98,12 +100,6 @@ def check_texts(captions: object) -> list[str]:
     return found
 
 
-def check_chunker(chunker: object) -> Any:
-    if not callable(chunker):
-        raise TypeError(f"chunker: expected a callable, got {type(chunker).__name__}")
-    return chunker
-
-
 def tokens_at(
     own: Sequence[int], offsets: Sequence[Sequence[int]], places: Iterable[tuple[int, int]]
 ) -> Iterable[list[int]]:
@@ -127,7 +123,26 @@ def padded_spans(found: list[list[tuple[int, int]]], ahead: int = 0) -> dict[str
     return {"spans": spans, "phrase_lengths": torch.tensor([len(of) for of in found], dtype=torch.int64)}
 
 
-class ClipFeatures(nn.Module):
+class Adapter(nn.Module):
+    """What the adapters to all libraries share; `model` is the library's."""
+
+    model: Any
+    encode_image: Callable[..., ImageFeatures]
+    encode_text: Callable[..., TextFeatures]
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The model's own inverse temperature, of one element, for its contrast of whole images and captions."""
+        return self.model.logit_scale.exp()
+
+    def forward(
+        self, image_inputs: dict[str, Tensor], text_inputs: dict[str, Tensor]
+    ) -> tuple[ImageFeatures, TextFeatures]:
+        """Both in one call, as DistributedDataParallel wants it."""
+        return self.encode_image(**image_inputs), self.encode_text(**text_inputs)
+
+
+class ClipFeatures(Adapter):
     """Embeddings of whole and parts, by a CLIP-like model and its own projections.
 
     The whole is what the model's `get_image_features` and `get_text_features` give, at length one. A patch or a token
@@ -161,21 +176,10 @@ class ClipFeatures(nn.Module):
             self.region_head = RegionHead(config.vision_config.hidden_size)
 
     @property
-    def logit_scale(self) -> Tensor:
-        """The model's own inverse temperature, of one element, for its contrast of whole images and captions."""
-        return self.model.logit_scale.exp()
-
-    @property
     def padding(self) -> dict[str, Any]:
         """Options of `PhraseTokenizer`: captions as the model was trained on. SigLIP's whole is its last token."""
         longest = self.model.config.text_config.max_position_embeddings
         return {"padding": True if self.kind == "clip" else "max_length", "max_length": longest}
-
-    def forward(
-        self, image_inputs: dict[str, Tensor], text_inputs: dict[str, Tensor]
-    ) -> tuple[ImageFeatures, TextFeatures]:
-        """Both in one call, as DistributedDataParallel wants it."""
-        return self.encode_image(**image_inputs), self.encode_text(**text_inputs)
 
     def encode_image(self, pixel_values: Tensor, **options: Any) -> ImageFeatures:
         """Of images as the model's processor gives them: [B, 3, H, W], or [B, n, 3 patch patch] of SigLIP 2.
@@ -246,23 +250,15 @@ def check_captions(
     tokens: object, spans: object, phrase_lengths: object, attention_mask: object, vocabulary: int
 ) -> None:
     """The arguments of `encode_text`. Ids are read only where that waits for no device."""
-    tokens = _integers("tokens", tokens)
+    tokens = check_ints("tokens", tokens, "BL", 1)
     if tokens.device.type == "cpu":
         check_range("tokens", tokens, 0, vocabulary - 1)
-    spans = check_spans(spans)
+    spans = check_ints("spans", spans, "BP2")
     check_same("spans", spans, "tokens", tokens, {"B": (0, 0)})
     check_lengths("phrase_lengths", phrase_lengths, tokens.shape[:1], tokens.device)
     if attention_mask is not None:
-        mask = _integers("attention_mask", attention_mask)
+        mask = check_ints("attention_mask", attention_mask, "BL", 1)
         check_same("attention_mask", mask, "tokens", tokens, {"B": (0, 0), "L": (1, 1)})
-
-
-def _integers(name: str, value: object) -> Tensor:
-    check_tensor(name, value)
-    assert isinstance(value, Tensor)
-    if value.dtype != torch.int64 or value.dim() != 2 or 0 in value.shape:
-        raise ValueError(f"{name}: expected int64 of shape [B, L], none 0, got {value.dtype} {tuple(value.shape)}")
-    return value
 
 
 def text_features(

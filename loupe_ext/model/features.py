@@ -74,12 +74,8 @@ def check_pairs(image: object, text: object) -> None:
     named = {f"image.{name}": x for name, x in vars(image).items()}
     named |= {f"text.{name}": x for name, x in vars(text).items()}
     first = check_features("image.pooled", image.pooled, "Bd")
-    for name, dims in {
-        "image.patches": "Bhwd",
-        "text.pooled": "Bd",
-        "text.tokens": "BLd",
-        "text.phrases": "BPd",
-    }.items():
+    embeddings = {"image.patches": "Bhwd", "text.pooled": "Bd", "text.tokens": "BLd", "text.phrases": "BPd"}
+    for name, dims in embeddings.items():
         value = check_features(name, named[name], dims)
         check_same(name, value, "image.pooled", first, {"B": (0, 0), "d": (value.dim() - 1, 1)})
     B, h, w, _ = image.patches.shape

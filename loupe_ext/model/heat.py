@@ -8,6 +8,7 @@ from loupe_ext._checks import (
     check_device,
     check_features,
     check_floating,
+    check_ints,
     check_number,
     check_range,
     check_same,
@@ -82,7 +83,7 @@ def heat_boxes(heat: Tensor, threshold: float, patch: float = PATCH) -> Tensor:
         fine = interpolate(maps[:, None], size=size, mode="bilinear")[:, 0]
         mean, peak = fine.mean((1, 2), keepdim=True), fine.amax((1, 2), keepdim=True)
         hot = fine >= torch.minimum(mean + threshold * (peak - mean), peak)  # the mean of a constant may round above it
-        blob = _connected(hot, fine.flatten(1).argmax(1))
+        blob = connected(hot, fine.flatten(1).argmax(1))
         none = ~(blob.any((1, 2)) & maps.isfinite().all((1, 2)))
         boxes.append(extents(blob).to(heat.dtype).masked_fill(none[:, None], torch.nan))
     return torch.cat(boxes)
@@ -140,16 +141,8 @@ def connected(mask: Tensor, seeds: Tensor) -> Tensor:
         ImportError: the masks are on the CPU, and scipy is missing.
     """
     check_masks("mask", mask)
-    check_tensor("seeds", seeds)
-    n, pixels = len(mask), mask.shape[1] * mask.shape[2]
-    if seeds.shape != (n,) or seeds.dtype != torch.int64:
-        raise ValueError(f"seeds: expected int64 of shape [{n}], got {seeds.dtype} {tuple(seeds.shape)}")
-    check_device("seeds", seeds, "mask", mask)
-    check_range("seeds", seeds, 0, pixels - 1)
-    return _connected(mask, seeds)
-
-
-def _connected(mask: Tensor, seeds: Tensor) -> Tensor:
+    check_same("seeds", check_ints("seeds", seeds, "n"), "mask", mask, {"n": (0, 0)})
+    check_range("seeds", seeds, 0, mask.shape[1] * mask.shape[2] - 1)
     if mask.device.type in ON_HOST:
         with needs("scipy"):
             from scipy.ndimage import label
@@ -190,8 +183,6 @@ def _parts(mask: Tensor) -> Tensor:
 def extents(masks: Tensor) -> Tensor:
     """Boxes x0, y0, x1, y1 [n, 4] int64 around the true pixels of masks [n, h, w]; 0, 0, 0, 0 of an empty one."""
     check_masks("masks", masks)
-    edges = []
-    for along in (masks.any(1).byte(), masks.any(2).byte()):
-        edges.append((along.argmax(1), along.shape[1] - along.flip(1).argmax(1)))
-    (x0, x1), (y0, y1) = edges
+    across, down = masks.any(1).byte(), masks.any(2).byte()
+    (x0, x1), (y0, y1) = ((along.argmax(1), along.shape[1] - along.flip(1).argmax(1)) for along in (across, down))
     return torch.stack([x0, y0, x1, y1], 1) * masks.flatten(1).any(1, keepdim=True)

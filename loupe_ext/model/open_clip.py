@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loupe_ext._checks import check_features, check_flag
+from loupe_ext._checks import check_features, check_flag, check_kind
 from loupe_ext._dtypes import at_least_float32, directions
 from loupe_ext.extras import needs
 from loupe_ext.model.clip import (
+    Adapter,
     check_captions,
-    check_chunker,
     check_texts,
     padded_spans,
     spans_of,
@@ -51,9 +51,9 @@ class OpenClipTokenizer:
     def __init__(self, tokenizer: Any, chunker: Chunker = chunk) -> None:
         with needs("open-clip-torch"):
             from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
-        if not isinstance(tokenizer, SimpleTokenizer | HFTokenizer):
-            raise TypeError(f"tokenizer: expected a SimpleTokenizer or HFTokenizer, got {type(tokenizer).__name__}")
-        self.tokenizer, self.chunker = tokenizer, check_chunker(chunker)
+        check_kind("tokenizer", tokenizer, (SimpleTokenizer, HFTokenizer), "a SimpleTokenizer or HFTokenizer")
+        check_kind("chunker", chunker, Callable, "a callable")
+        self.tokenizer, self.chunker = tokenizer, chunker
         self.ahead, self.marks = 1, 2  # tokens that stand for no text: before the others, and in all
         if isinstance(tokenizer, HFTokenizer):
             inner = tokenizer.tokenizer
@@ -113,7 +113,7 @@ class OpenClipTokenizer:
         return offsets, lambda at: at if len(cleaned) == len(text) else len(clean(text[:at]))
 
 
-class OpenClipFeatures(nn.Module):
+class OpenClipFeatures(Adapter):
     """Embeddings of whole and parts, by an open_clip model and its own projections.
 
     The whole is what `encode_image(normalize=True)` and `encode_text(normalize=True)` give. A patch or a token takes
@@ -138,32 +138,20 @@ class OpenClipFeatures(nn.Module):
             from open_clip import CLIP, CustomTextCLIP
             from open_clip.timm_model import TimmModel
             from open_clip.transformer import TextTransformer, VisionTransformer
-        if not isinstance(model, CLIP | CustomTextCLIP):
-            raise TypeError(f"model: expected a CLIP or CustomTextCLIP of open_clip, got {type(model).__name__}")
-        self.model: Any = model
-        visual, text = self.model.visual, getattr(model, "text", None)
+        check_kind("model", model, (CLIP, CustomTextCLIP), "a CLIP or CustomTextCLIP of open_clip")
+        self.model = model
+        visual: Any = model.visual
+        text = getattr(model, "text", None)
         self.is_timm = isinstance(visual, TimmModel)
         if self.is_timm and hasattr(visual.head, "pool"):
             raise TypeError("model: expected an image tower that timm pools, got pooling by open_clip")
         if not self.is_timm and (not isinstance(visual, VisionTransformer) or visual.attn_pool is not None):
             raise TypeError(f"model: expected a VisionTransformer without attn_pool, got {type(visual).__name__}")
-        if text is not None and not isinstance(text, TextTransformer):
-            raise TypeError(f"model: expected open_clip's own text tower, got {type(text).__name__}")
+        check_kind("model", text, (TextTransformer, type(None)), "open_clip's own text tower")
         if any(type(part).__name__.startswith("PatchDropout") for part in visual.modules()):
             raise ValueError("model: expected one that keeps all patches, got one with patch dropout")
         width = visual.trunk.num_features if self.is_timm else visual.conv1.out_channels
         self.region_head = RegionHead(width) if check_flag("region_head", region_head) else None
-
-    @property
-    def logit_scale(self) -> Tensor:
-        """The model's own inverse temperature, of one element, for its contrast of whole images and captions."""
-        return self.model.logit_scale.exp()
-
-    def forward(
-        self, image_inputs: dict[str, Tensor], text_inputs: dict[str, Tensor]
-    ) -> tuple[ImageFeatures, TextFeatures]:
-        """Both in one call, as DistributedDataParallel wants it."""
-        return self.encode_image(**image_inputs), self.encode_text(**text_inputs)
 
     def encode_image(self, images: Tensor, **options: Any) -> ImageFeatures:
         """Of images as the model's `preprocess` gives them: [B, 3, H, W] floating.

@@ -4,23 +4,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from loupe_ext._checks import check_device, check_int, check_tensor
+from loupe_ext._checks import check_device, check_int, check_ints, check_tensor
 
 
 def phrase_of_words(spans: Tensor, length: int) -> Tensor:
     """Which phrase each word belongs to, [B, P, length] booleans, of spans [B, P, 2]; empty spans hold no word."""
-    check_spans(spans)
+    check_ints("spans", spans, "BP2")
     at = torch.arange(check_int("length", length, 0, 2**31 - 1), device=spans.device)
     return (at >= spans[..., :1]) & (at < spans[..., 1:])
-
-
-def check_spans(spans: object) -> Tensor:
-    """int64 [B, P, 2]. What they hold is not read."""
-    check_tensor("spans", spans)
-    assert isinstance(spans, Tensor)
-    if spans.dim() != 3 or spans.shape[2] != 2 or spans.dtype != torch.int64:
-        raise ValueError(f"spans: expected int64 of shape [B, P, 2], got {spans.dtype} {tuple(spans.shape)}")
-    return spans
 
 
 class PhraseAttention(nn.Module):
@@ -66,7 +57,7 @@ class TextEncoder(nn.Module):
             raise ValueError(f"tokens: expected shape [B, L], got {tuple(tokens.shape)}")
         if tokens.dtype != torch.int64:
             raise TypeError(f"tokens: expected dtype int64, got {tokens.dtype}")
-        check_device("spans", check_spans(spans), "tokens", tokens)
+        check_device("spans", check_ints("spans", spans, "BP2"), "tokens", tokens)
         if spans.shape[0] != tokens.shape[0]:
             raise ValueError(f"spans: expected shape [{len(tokens)}, P, 2], got {tuple(spans.shape)}")
         member = phrase_of_words(spans, tokens.shape[1])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loupe_ext._checks import check_int, check_number, check_scale, shown
+from loupe_ext._checks import check_int, check_kind, check_number, check_scale, shown
 from loupe_ext._distributed import place
 from loupe_ext._settings import Settings, setting
 from loupe_ext.losses import contrast_gate
@@ -119,8 +119,7 @@ class Objective(nn.Module):
         **terms: Any,
     ) -> None:
         super().__init__()
-        if config is not None and not isinstance(config, ObjectiveConfig):
-            raise TypeError(f"config: expected an ObjectiveConfig, got {type(config).__name__}")
+        check_kind("config", config, (ObjectiveConfig, type(None)), "an ObjectiveConfig")
         if config is None:
             off = {name: term.but(weight=0.0) for name, term in ObjectiveConfig().terms.items()}
             config = ObjectiveConfig(**{**off, **terms})
@@ -136,15 +135,11 @@ class Objective(nn.Module):
                 self.extra[name] = term
         self.logit_scale = LogitScale(config.logit_scale, GLOBAL_CAP)
         self.local_logit_scale = LogitScale(config.logit_scale, config.max_local_logit_scale)
-        own = config.cmc.weight > 0
-        self.logit_scale.requires_grad_(config.learn_logit_scale and own)
-        self.local_logit_scale.requires_grad_(
-            config.learn_logit_scale
-            and any(term.weight for name, term in config.terms.items() if name not in ("cmc", "tsa", "boxes"))
-        )
+        local = any(term.weight for name, term in config.terms.items() if name not in ("cmc", "tsa", "boxes"))
+        self.logit_scale.requires_grad_(config.learn_logit_scale and config.cmc.weight > 0)
+        self.local_logit_scale.requires_grad_(config.learn_logit_scale and local)
         self.learners = nn.ModuleDict()
-        for name in ("fsa", "tsa"):
-            term = getattr(config, name)
+        for name, term in config.terms.items():
             if term.learns:
                 if dim is None:
                     raise ValueError(f"dim: expected the features' size, for the learner of {name}, got None")

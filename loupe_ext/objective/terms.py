@@ -48,11 +48,23 @@ class Term(Protocol):
 
 
 @dataclass(frozen=True)
-class CMC(Settings):
-    """L_CMC of whole images and captions (LOUPE, section 3.1): `losses.cmc_loss`."""
+class _Term(Settings):
+    """What the terms below share."""
 
     weight: float = setting(1.0, 0)
     gated: ClassVar[bool] = False
+    contrasts: ClassVar[bool] = False
+
+    @property
+    def learns(self) -> bool:
+        """Whether a learner gives its interactions."""
+        return self.weight > 0 and getattr(self, "source", None) == "unsil"
+
+
+@dataclass(frozen=True)
+class CMC(_Term):
+    """L_CMC of whole images and captions (LOUPE, section 3.1): `losses.cmc_loss`."""
+
     contrasts: ClassVar[bool] = True
 
     def loss(self, seen: Seen) -> Tensor:
@@ -60,12 +72,11 @@ class CMC(Settings):
 
 
 @dataclass(frozen=True)
-class LateInteraction(Settings):
+class LateInteraction(_Term):
     """FILIP's contrast of patches and words, or of other regions and phrases: `losses.late_interaction_loss`."""
 
     weight: float = setting(0.0, 0)
     of: str = setting("tokens", choices=("tokens", "phrases"))
-    gated: ClassVar[bool] = False
     contrasts: ClassVar[bool] = True
 
     def loss(self, seen: Seen) -> Tensor:
@@ -77,11 +88,9 @@ class LateInteraction(Settings):
 
 
 @dataclass(frozen=True)
-class RegionPhrase(Settings):
+class RegionPhrase(_Term):
     """The contrast of regions and phrases over the batch: `losses.region_phrase_loss`. An addition to LOUPE."""
 
-    weight: float = setting(1.0, 0)
-    gated: ClassVar[bool] = False
     contrasts: ClassVar[bool] = True
 
     def loss(self, seen: Seen) -> Tensor:
@@ -96,12 +105,10 @@ class RegionPhrase(Settings):
 
 
 @dataclass(frozen=True)
-class SparseGrouping(Settings):
+class SparseGrouping(_Term):
     """SPARC's loss within each pair: `losses.sparse_grouping_loss`."""
 
     weight: float = setting(0.0, 0)
-    gated: ClassVar[bool] = False
-    contrasts: ClassVar[bool] = False
 
     def loss(self, seen: Seen) -> Tensor:
         if seen.image.lengths is not None:
@@ -110,7 +117,7 @@ class SparseGrouping(Settings):
 
 
 @dataclass(frozen=True)
-class FSA(Settings):
+class FSA(_Term):
     """L_FSA (LOUPE, section 3.3): `losses.fsa_loss`, its labels from interactions of a source.
 
     source: "exact"; "sampled", by Monte Carlo over `coalitions` per image; or "unsil", LOUPE's learner (section 3.4),
@@ -118,7 +125,6 @@ class FSA(Settings):
     negatives: whether the phrases of other captions compete.
     """
 
-    weight: float = setting(1.0, 0)
     temperature: float = setting(0.2, 0, above=True)
     negatives: bool = setting(True)
     source: str = setting("exact", choices=("exact", "sampled", "unsil"))
@@ -127,11 +133,6 @@ class FSA(Settings):
     threshold: float = setting(0.3, 0, above=True)
     check: int = setting(8, 1, MANY)
     gated: ClassVar[bool] = True
-    contrasts: ClassVar[bool] = False
-
-    @property
-    def learns(self) -> bool:
-        return self.weight > 0 and self.source == "unsil"
 
     def loss(self, seen: Seen) -> Tensor:
         estimate = self.interactions(seen)
@@ -166,20 +167,12 @@ class FSA(Settings):
 
         if self.source == "sampled":
             return Estimate(compute(slice(None)), seen.alignment.new_zeros(()), {})
-        return seen.learners["fsa"](
-            seen.regions,
-            seen.text.phrases,
-            seen.alignment,
-            compute,
-            regions,
-            phrases,
-            first=seen.first,
-            group=seen.group,
-        )
+        game = (seen.regions, seen.text.phrases, seen.alignment, compute, regions, phrases)
+        return seen.learners["fsa"](*game, first=seen.first, group=seen.group)
 
 
 @dataclass(frozen=True)
-class TSA(Settings):
+class TSA(_Term):
     """L_TSA (LOUPE, section 3.2): `losses.tsa_loss` of the model's proposals.
 
     game: "pooled-cosine", whose value is the similarity that `CMC` trains, by `samples` walks per image; or
@@ -194,11 +187,6 @@ class TSA(Settings):
     check: int = setting(8, 1, MANY)
     literal: bool = setting(False)
     gated: ClassVar[bool] = True
-    contrasts: ClassVar[bool] = False
-
-    @property
-    def learns(self) -> bool:
-        return self.weight > 0 and self.source == "unsil"
 
     def loss(self, seen: Seen) -> Tensor:
         sizes, estimate = self.interactions(seen)
@@ -212,8 +200,7 @@ class TSA(Settings):
         image, text = seen.image, seen.text
         _, h, w, _ = image.patches.shape
         masks = boxes_to_regions(seen.proposals[1], h, w, image.patch)
-        pooled = self.game == "pooled-cosine"
-        patches = image.patches
+        patches, pooled = image.patches, self.game == "pooled-cosine"
         if pooled:
             if image.weights is None:
                 raise ValueError("image: expected the patches' weights in the pooled embedding, got a model without")
@@ -239,15 +226,13 @@ class TSA(Settings):
         else:
             # What each region is of the whole image: its length says how much, which the features of a box leave out.
             shares = masks.to(patches.dtype) @ patches / patches.sum(1, keepdim=True).norm(dim=-1, keepdim=True)
-            alignment = seen.local_logit_scale * shares @ text.pooled[..., None]
-            text_alone = text.pooled[:, None]
-            learner = seen.learners["tsa"]
-            estimate = learner(shares, text_alone, alignment, compute, first=seen.first, group=seen.group)
+            game = (shares, text.pooled[:, None], seen.local_logit_scale * shares @ text.pooled[..., None], compute)
+            estimate = seen.learners["tsa"](*game, first=seen.first, group=seen.group)
         return masks.sum(-1), estimate._replace(interactions=estimate.interactions[..., 0])
 
 
 @dataclass(frozen=True)
-class Boxes(Settings):
+class Boxes(_Term):
     """Boxes and confidences learn from the model's own heat; the heat does not learn from them. An addition to LOUPE.
 
     images: how many of a global batch get pseudo boxes, at most. threshold: of `heat_boxes`. colour: the weight of the
@@ -259,7 +244,6 @@ class Boxes(Settings):
     threshold: float = setting(0.3, 0, 1, below=True)
     colour: float = setting(1.0, 0)
     gated: ClassVar[bool] = True
-    contrasts: ClassVar[bool] = False
 
     def loss(self, seen: Seen) -> Tensor:
         image, text = seen.image, seen.text

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from loupe_ext._checks import check_flag, check_int
+from loupe_ext._checks import check_flag, check_int, check_kind
 from loupe_ext.data.pairs import Vocabulary
 from loupe_ext.model.dual import DualEncoder
 from loupe_ext.model.image import ImageEncoder
@@ -24,8 +24,7 @@ def build(config: Config, vocabulary: Vocabulary | int, pretrained: bool = True)
         TypeError, ValueError: an argument has the wrong type or value.
         ImportError, OSError: `transformers`, or a folder of weights, is missing.
     """
-    if not isinstance(config, Config):
-        raise TypeError(f"config: expected a Config, got {type(config).__name__}")
+    check_kind("config", config, Config, "a Config")
     m = config.model
     known = vocabulary if isinstance(vocabulary, Vocabulary) else None
     size = check_int("vocabulary", vocabulary, 1, 2**31 - 1) if known is None else len(known)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from loupe_ext._checks import shown
+from loupe_ext._checks import check_kind, shown
 from loupe_ext._io import check_path, check_writable
 from loupe_ext.extras import require
 from loupe_ext.train.config import Config
@@ -21,21 +21,14 @@ def check_run(
         OSError: `path` cannot be written, or a folder of weights is not there.
         ImportError: a package that this configuration needs is missing.
     """
-    if not isinstance(config, Config):
-        raise TypeError(f"config: expected a Config, got {type(config).__name__}")
+    check_kind("config", config, Config, "a Config")
     found = check_device_there(device)
     model = config.model
-    pretrained = [
-        (name, weights)
-        for name, weights, used in (
-            ("image_weights", model.image_weights, model.image_encoder == "swin"),
-            ("text_weights", model.text_weights, model.text_encoder == "bert"),
-        )
-        if used
-    ]
-    require(*(["transformers"] if pretrained else []), *(["scipy"] if config.objective.boxes.weight else []))
-    for name, weights in pretrained:
-        if weights and not Path(weights).is_dir():
+    swin, bert = model.image_encoder == "swin", model.text_encoder == "bert"
+    require(*["transformers"] * (swin or bert), *["scipy"] * (config.objective.boxes.weight > 0))
+    for name, used in (("image_weights", swin), ("text_weights", bert)):
+        weights = getattr(model, name)
+        if used and weights and not Path(weights).is_dir():
             raise FileNotFoundError(f"{name}: expected a folder, got {shown(weights)}")
     if path is not None:
         check_folder(path)

@@ -83,10 +83,14 @@ def save(
     position: dict[str, Any] | None,
 ) -> None:
     """Write the state. Whoever reads `path`, at any moment, finds the old file or the new one, never a part."""
+    about = {"step": step, "settings": settings, "data": data, "position": position}
+    write_tensors(path, tensors, {"format": FORMAT, **{name: json.dumps(value) for name, value in about.items()}})
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file, replaced in one piece."""
     with needs("safetensors"):
         from safetensors.torch import save as to_bytes
-    metadata = {"format": FORMAT, "step": str(step), "settings": json.dumps(settings)}
-    metadata |= {"data": json.dumps(data), "position": json.dumps(position)}
     write(path, to_bytes({name: value.detach().contiguous() for name, value in tensors.items()}, metadata))
 
 
@@ -106,12 +110,14 @@ def load(path: str | os.PathLike[str]) -> State:
             f"path: expected the state of a run, of format {FORMAT}, got {shown(metadata.get('format'))} in {path}"
         )
     try:
-        step = _entry(metadata, "step")
-        settings = _mapping(metadata, "settings")
+        step, settings = _entry(metadata, "step"), _json(metadata, "settings")
+        data, position = _json(metadata, "data"), _json(metadata, "position")
+        for name, value in (("settings", settings), ("data", data), ("position", position)):
+            if not isinstance(value, dict) and (value is not None or name == "settings"):
+                raise ValueError(f"{name}: expected a mapping, got {shown(value)}")
         steps = settings.get("optim.steps")
         if not isinstance(steps, int) or not re.fullmatch("[0-9]{1,10}", step) or int(step) > steps:
             raise ValueError(f"step: expected 0 to {shown(steps)}, got {shown(step)}")
-        data, position = (None if _json(metadata, n) is None else _mapping(metadata, n) for n in ("data", "position"))
         if data is not None and not all(isinstance(line, str) for line in data.values()):
             raise ValueError(f"data: expected a line per property of the training data, got {shown(data)}")
     except (ValueError, TypeError) as error:
@@ -146,10 +152,3 @@ def _json(metadata: dict[str, str], name: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name}: expected JSON, got {shown(text)}") from error
-
-
-def _mapping(metadata: dict[str, str], name: str) -> dict[str, Any]:
-    value = _json(metadata, name)
-    if not isinstance(value, dict):
-        raise ValueError(f"{name}: expected a mapping, got {shown(value)}")
-    return value

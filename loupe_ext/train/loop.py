@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loupe_ext._checks import check_choice, check_flag, check_int, shown, unchecked
+from loupe_ext._checks import check_choice, check_flag, check_int, check_kind, shown, unchecked
 from loupe_ext._settings import flat
 from loupe_ext.data.batch import Batch, checked
 from loupe_ext.data.pairs import Pairs
@@ -55,8 +55,7 @@ def fit(pairs: Pairs, config: Config, **options: Any) -> Trained:
     Raises:
         As `train` and `check_run`; TypeError: `pairs` are something else, such as scenes with their boxes.
     """
-    if not isinstance(pairs, Pairs):
-        raise TypeError(f"pairs: expected Pairs, got {type(pairs).__name__}")
+    check_kind("pairs", pairs, Pairs, "Pairs")
     check_run(config, options.get("device", "cpu"), options.get("path"))
     batches = pairs.batches(config.optim.batch_size, config.seed, parallel.rank(), parallel.world_size())
     model, objective = build(config, pairs.vocabulary)
@@ -114,20 +113,16 @@ def train(
         OSError, ImportError: `path` cannot be written, or a package is missing.
         FloatingPointError: a loss is no longer finite.
     """
-    if not isinstance(model, nn.Module) or not isinstance(model, VisionLanguageModel):
-        raise TypeError(f"model: expected a module with encode_image and encode_text, got {type(model).__name__}")
-    if not isinstance(objective, Objective):
-        raise TypeError(f"objective: expected an Objective, got {type(objective).__name__}")
+    for kind in (nn.Module, VisionLanguageModel):
+        check_kind("model", model, kind, "a module with encode_image and encode_text")
+    check_kind("objective", objective, Objective, "an Objective")
     if not isinstance(batches, Iterable) or isinstance(batches, Tensor):
         raise TypeError(f"batches: expected an iterable of Batch, got {type(batches).__name__}")
     optim = OptimConfig() if optim is None else optim
-    if not isinstance(optim, OptimConfig):
-        raise TypeError(f"optim: expected an OptimConfig, got {type(optim).__name__}")
-    if config is not None and not isinstance(config, Config):
-        raise TypeError(f"config: expected a Config, got {type(config).__name__}")
-    for name, call in (("report", report), ("validate", validate)):
-        if call is not None and not callable(call):
-            raise TypeError(f"{name}: expected None or a callable, got {type(call).__name__}")
+    check_kind("optim", optim, OptimConfig, "an OptimConfig")
+    check_kind("config", config, (Config, type(None)), "a Config")
+    check_kind("report", report, (Callable, type(None)), "None or a callable")
+    check_kind("validate", validate, (Callable, type(None)), "None or a callable")
     save_every, log_every = check_int("save_every", save_every, 1, 2**31), check_int("log_every", log_every, 1, 2**31)
     validate_every = check_int("validate_every", validate_every, 0, 2**31)
     extend = check_flag("extend", extend)

@@ -51,25 +51,21 @@ class Metrics:
             FloatingPointError: a loss or a gradient's norm is not finite: in which step, and all of its values.
         """
         first = step - len(self.pending)
-        names = [(name, i) for i, values in enumerate(self.pending) for name in values]
-        if names:
-            flat = torch.stack([x.reshape(()).float() for values in self.pending for x in values.values()])
-            if group is not None:
-                torch.distributed.all_reduce(flat, group=group)
-                flat /= torch.distributed.get_world_size(group)
-            read = flat.tolist()
-        else:
-            read = []
-        steps: list[dict[str, float]] = [{} for _ in self.pending]
-        for (name, i), value in zip(names, read, strict=True):
-            steps[i][name] = value
+        tensors = [x.reshape(()).float() for values in self.pending for x in values.values()]
+        flat = torch.stack(tensors) if tensors else torch.empty(0)
+        if tensors and group is not None:
+            torch.distributed.all_reduce(flat, group=group)
+            flat /= torch.distributed.get_world_size(group)
+        numbers = iter(flat.tolist())
+        steps = [{name: next(numbers) for name in values} for values in self.pending]
         self.pending.clear()
         for i, values in enumerate(steps):
             for name in ("loss", "gradient_norm"):
                 if not math.isfinite(values.get(name, 0)):
                     what = "loss" if name == "loss" else "gradient's norm"
                     raise FloatingPointError(f"the {what} is {values[name]} at step {first + i} ({values})")
-        means = {name: _mean([values[name] for values in steps if name in values]) for name, _ in names}
+        names = dict.fromkeys(name for values in steps for name in values)
+        means = {name: _mean([values[name] for values in steps if name in values]) for name in names}
         self._append({"step": step, **means, **more})
         return means
 

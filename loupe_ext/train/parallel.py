@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.functional import pad
 
 from loupe_ext._checks import as_device, check_choice, check_number
+from loupe_ext._distributed import place
 from loupe_ext.data.batch import Batch
 from loupe_ext.model.dual import DualEncoder
 
@@ -49,11 +50,11 @@ def world() -> Any:
 
 
 def rank() -> int:
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+    return place(world())[0]
 
 
 def world_size() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    return place(world())[1]
 
 
 def wrapped(module: nn.Module, parallel: str) -> nn.Module:

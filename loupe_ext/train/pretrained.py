@@ -1,4 +1,4 @@
-"""A trained model in a folder: config.json, model.safetensors, its vocabulary and a README, read back in one call."""
+"""A trained model in a folder: config.json, model.safetensors, vocab.txt and a README, read back in one call."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from loupe_ext._checks import shown
+from loupe_ext._checks import check_int, check_kind, shown
 from loupe_ext._io import check_path, write
 from loupe_ext.data.pairs import Vocabulary
 from loupe_ext.extras import needs
@@ -31,7 +31,8 @@ class Pretrained(NamedTuple):
     config: Config
 
     @property
-    def vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> Vocabulary | None:
+        """None: the model was built for a number of ids."""
         return self.model.vocabulary
 
 
@@ -44,31 +45,25 @@ def save_pretrained(folder: str | os.PathLike[str], model: nn.Module, objective:
         TypeError, ValueError: an argument has the wrong type, or the configuration is not the objective's.
         OSError: the folder cannot be written. ImportError: safetensors is missing.
     """
-    for name, value, kind in (
-        ("model", model, nn.Module),
-        ("objective", objective, Objective),
-        ("config", config, Config),
-    ):
-        if not isinstance(value, kind):
-            raise TypeError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
+    check_kind("model", model, nn.Module, "a Module")
+    check_kind("objective", objective, Objective, "an Objective")
+    check_kind("config", config, Config, "a Config")
     if config.objective != objective.config:
         raise ValueError("config: expected that of the objective, got another one")
-    tensors = {f"model.{name}": x for name, x in model.state_dict().items()}
-    tensors |= {f"objective.{name}": x for name, x in objective.state_dict().items()}
-    save(check_path("folder", folder), tensors, config.flat(), model, None)
+    save(check_path("folder", folder), _tensors(model, objective), config.flat(), model, None)
 
 
 def save(folder: Path, tensors: dict[str, Tensor], settings: dict[str, Any], model: Any, step: int | None) -> None:
-    with needs("safetensors"):
-        from safetensors.torch import save as to_bytes
     vocabulary = getattr(model, "vocabulary", None)
     about = {"format": FORMAT, "class": type(model).__name__, "step": step, "settings": settings}
     if isinstance(vocabulary, Vocabulary):
         write(folder / WORDS, "\n".join(["[PAD]", *vocabulary.words]) + "\n")
+    else:  # how many ids there are is all that is known
+        (folder / WORDS).unlink(missing_ok=True)
+        about["vocabulary_size"] = getattr(model, "vocabulary_size", None)
     write(folder / CARD, _card(about))
     write(folder / CONFIG, json.dumps(about, indent=1) + "\n")
-    whole = {name: x.detach().contiguous() for name, x in tensors.items()}
-    write(folder / WEIGHTS, to_bytes(whole, {"format": "pt"}))
+    checkpoint.write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
 
 
 def from_pretrained(folder: str | os.PathLike[str]) -> Pretrained:
@@ -94,8 +89,10 @@ def from_pretrained(folder: str | os.PathLike[str]) -> Pretrained:
         config = Config().but(settings)
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"folder: {error} (in {folder / CONFIG})") from error
+    vocabulary: Vocabulary | int
     try:
-        vocabulary = Vocabulary.read(folder / WORDS)
+        size = about.get("vocabulary_size")  # of a model that was built without words
+        vocabulary = Vocabulary.read(folder / WORDS) if size is None else check_int("vocabulary_size", size, 1, 2**31)
     except (ValueError, TypeError) as error:
         raise ValueError(f"folder: expected words, a line each ({error}, in {folder / WORDS})") from error
     tensors, _ = checkpoint.read_tensors(folder / WEIGHTS)

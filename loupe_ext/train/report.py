@@ -9,13 +9,11 @@ import torch
 
 from loupe_ext._checks import check_choice
 from loupe_ext.data.pairs import Pairs
-from loupe_ext.extras import needs
+from loupe_ext.extras import TRACKERS, needs
 from loupe_ext.train import parallel
 from loupe_ext.train.build import build
 from loupe_ext.train.config import Config
 from loupe_ext.train.metrics import Progress
-
-TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 def summary(config: Config, pairs: Pairs, device: torch.device) -> str:

@@ -12,13 +12,15 @@ from loupe_ext._checks import (
     check_features,
     check_floating,
     check_int,
+    check_kind,
+    check_names,
     check_number,
     check_same,
     check_scale,
     check_tensor,
 )
 from loupe_ext._dtypes import promoted
-from loupe_ext.data.pairs import Vocabulary, check_objects, check_texts, encode_texts
+from loupe_ext.data.pairs import Vocabulary, check_objects, encode_texts
 from loupe_ext.extras import needs
 from loupe_ext.model.features import VisionLanguageModel, device_of
 
@@ -32,10 +34,8 @@ def encode_prompts(model: Any, prompts: Sequence[str], vocabulary: Vocabulary) -
     Raises:
         TypeError, ValueError: there is no prompt, or one is no text, or has no word or one that the vocabulary lacks.
     """
-    if not isinstance(model, VisionLanguageModel):
-        raise TypeError(f"model: expected one with encode_image and encode_text, got {type(model).__name__}")
-    check_texts("prompts", prompts)
-    if not len(prompts):
+    check_kind("model", model, VisionLanguageModel, "one with encode_image and encode_text")
+    if not check_names("prompts", prompts):
         raise ValueError("prompts: expected a prompt or more, got none")
     tokens, spans, lengths = encode_texts("prompts", prompts, vocabulary, lambda text: [])
     device = device_of(model)
@@ -110,26 +110,18 @@ def average_precision(
     image, k = (classes >= 0).nonzero(as_tuple=True)
     if not len(image):
         raise ValueError("classes: expected an object or more, got none")
+    rows = zip(image.tolist(), classes[image, k].tolist(), _corner_and_size(objects[image, k]), strict=True)
     truth = [
         {"id": i, "image_id": at, "category_id": kind, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
-        for i, (at, kind, box) in enumerate(
-            zip(image.tolist(), classes[image, k].tolist(), _corner_and_size(objects[image, k]), strict=True), start=1
-        )
+        for i, (at, kind, box) in enumerate(rows, start=1)
     ]
     scores = torch.where(boxes.isfinite().all(-1)[:, None] & scores.isfinite(), scores, -torch.inf)
     best, order = scores.flatten(1).sort(dim=1, descending=True, stable=True)
     image, rank = (best[:, :limit] > -torch.inf).nonzero(as_tuple=True)
     kind, m = order[image, rank] // M, order[image, rank] % M
-    found = [
-        {"image_id": at, "category_id": kind, "bbox": box, "score": score}
-        for at, kind, box, score in zip(
-            image.tolist(),
-            kind.tolist(),
-            _corner_and_size(boxes[image, m]),
-            best[image, rank].tolist(),
-            strict=True,
-        )
-    ]
+    cells = (image.tolist(), kind.tolist(), _corner_and_size(boxes[image, m]), best[image, rank].tolist())
+    names = ("image_id", "category_id", "bbox", "score")
+    found = [dict(zip(names, cell, strict=True)) for cell in zip(*cells, strict=True)]
     if not found:  # which faster-coco-eval can't read before 1.8
         return dict.fromkeys(OVERLAPS, 0.0)
     precision = _coco_precision(truth, found, n, scores.shape[1], limit)
@@ -148,13 +140,8 @@ def _coco_precision(
     """[overlaps, recalls, classes], -1 of classes without an object."""
     with needs("faster-coco-eval"):
         from faster_coco_eval import COCO, COCOeval_faster
-    coco = COCO(
-        {
-            "images": [{"id": i} for i in range(images)],
-            "categories": [{"id": i} for i in range(classes)],
-            "annotations": truth,
-        }
-    )
+    ids = {name: [{"id": i} for i in range(count)] for name, count in (("images", images), ("categories", classes))}
+    coco = COCO({**ids, "annotations": truth})
     judged = COCOeval_faster(coco, coco.loadRes(found), "bbox")
     judged.params.iouThrs = list(OVERLAPS.values())
     judged.params.areaRng, judged.params.areaRngLbl = [[0, math.inf]], ["all"]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loupe_ext._checks import check_kind
 from loupe_ext._dtypes import promoted
 from loupe_ext.data.pairs import Grounded
 from loupe_ext.losses import late_interaction_similarity
@@ -35,9 +36,9 @@ class Encoded:
 
 
 @torch.no_grad()
-def encode(model: Any, scenes: Grounded, batch_size: int = 200) -> Encoded:
+def encode(model: Any, scenes: Grounded, batch_size: int = 200, name: str = "scenes") -> Encoded:
     """Raises TypeError, ValueError: there are no scenes, or their words are not those that the model knows."""
-    check_scenes(model, scenes)
+    check_scenes(model, scenes, name)
     device = device_of(model)
     images, texts, maps = [], [], []
     for start in range(0, len(scenes), batch_size):
@@ -51,12 +52,10 @@ def encode(model: Any, scenes: Grounded, batch_size: int = 200) -> Encoded:
     return Encoded(images, texts, torch.cat(maps), scenes.boxes[named])
 
 
-def check_scenes(model: Any, scenes: Grounded, name: str = "scenes") -> None:
+def check_scenes(model: Any, scenes: Grounded, name: str) -> None:
     """Raise unless there are scenes, of the very words, in the same order, that the model was trained on."""
-    if not isinstance(model, VisionLanguageModel):
-        raise TypeError(f"model: expected one with encode_image and encode_text, got {type(model).__name__}")
-    if not isinstance(scenes, Grounded):
-        raise TypeError(f"{name}: expected Grounded, got {type(scenes).__name__}")
+    check_kind("model", model, VisionLanguageModel, "one with encode_image and encode_text")
+    check_kind(name, scenes, Grounded, "Grounded")
     if not len(scenes):
         raise ValueError(f"{name}: expected one or more, got none")
     given, known = scenes.pairs.vocabulary, getattr(model, "vocabulary", None)
@@ -73,8 +72,7 @@ def check_scenes(model: Any, scenes: Grounded, name: str = "scenes") -> None:
 
 def choose_threshold(model: Any, validation: Grounded) -> float:
     """The threshold of `heat_boxes` that grounds the most phrases at IoU 0.5. On validation scenes, never on test."""
-    check_scenes(model, validation, "validation")
-    seen = encode(model, validation)
+    seen = encode(model, validation, name="validation")
     accuracy = [
         grounding.grounding_accuracy(heat.heat_boxes(seen.heat, threshold, seen.patch), seen.boxes)["acc50"]
         for threshold in THRESHOLDS
@@ -109,8 +107,7 @@ def evaluate(
     Raises:
         TypeError, ValueError: an argument has the wrong type or value, or the scenes have other words than the model.
     """
-    if objective is not None and not isinstance(objective, Objective):
-        raise TypeError(f"objective: expected an Objective, got {type(objective).__name__}")
+    check_kind("objective", objective, (Objective, type(None)), "an Objective")
     seen = encode(model, scenes)
     config = ObjectiveConfig() if objective is None else objective.config
     metrics = recalls(*similarities(seen, config.cmc.weight > 0))
@@ -141,10 +138,12 @@ def similarities(seen: Encoded, pooled: bool = True) -> tuple[Tensor, Tensor]:
         images, texts = promoted(torch.cat([i.pooled for i in seen.images]), torch.cat([t.pooled for t in seen.texts]))
         found = images @ texts.T
         return found, found
-    rows = []
-    for image in seen.images:
-        for patches in image.patches.flatten(1, 2).split(8):
-            words = [(text.tokens, None, text.lengths) for text in seen.texts]
-            rows.append([late_interaction_similarity(patches, *text, dtype=torch.float32) for text in words])
+    rows = [
+        [
+            late_interaction_similarity(i.patches.flatten(1, 2), t.tokens, i.lengths, t.lengths, dtype=torch.float32)
+            for t in seen.texts
+        ]
+        for i in seen.images
+    ]
     by_patch, by_word = (torch.cat([torch.cat([part[way] for part in row], 1) for row in rows]) for way in (0, 1))
     return by_patch, by_word

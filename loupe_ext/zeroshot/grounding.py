@@ -12,7 +12,9 @@ from loupe_ext._checks import (
     check_choice,
     check_features,
     check_floating,
+    check_ints,
     check_number,
+    check_range,
     check_same,
     check_tensor,
 )
@@ -125,11 +127,7 @@ def choose_proposals(features: Tensor, confidence: Tensor, phrases: Tensor, shar
 def chosen_boxes(boxes: Tensor, chosen: Tensor) -> Tensor:
     """The boxes [B, P, 4] that phrases picked, [B, P], of proposals [B, M, 4]; NaN where one picked none, -1."""
     check_features("boxes", boxes, "BM4")
-    check_tensor("chosen", chosen)
-    if chosen.dim() != 2 or len(chosen) != len(boxes) or chosen.dtype != torch.int64:
-        raise ValueError(f"chosen: expected int64 of shape [{len(boxes)}, P], got {chosen.dtype} {tuple(chosen.shape)}")
-    check_same("chosen", chosen, "boxes", boxes, {"B": (0, 0)})
-    if ((chosen < -1) | (chosen >= boxes.shape[1])).any():
-        raise ValueError(f"chosen: expected -1 to {boxes.shape[1] - 1}, got {chosen.min()} to {chosen.max()}")
+    check_same("chosen", check_ints("chosen", chosen, "BP"), "boxes", boxes, {"B": (0, 0)})
+    check_range("chosen", chosen, -1, boxes.shape[1] - 1)
     picked = boxes.gather(1, chosen.clamp(min=0)[..., None].expand(-1, -1, 4))
     return picked.masked_fill((chosen < 0)[..., None], torch.nan)
