@@ -7,6 +7,6 @@
 namespace loupe {
 
 // The share that each of a column's r largest entries has in the step from the r-th down to the next.
-LOUPE_INLINE_HD double credit_share(int64_t r, double p) { return LineLaw::atom(LineLaw::shapley(p) ? r : r - 1, p); }
+LOUPE_INLINE_HD double credit_share(int64_t r, double p) { return LineWeights::atom(LineWeights::shapley(p) ? r : r - 1, p); }
 
 }  // namespace loupe

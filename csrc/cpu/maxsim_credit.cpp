@@ -1,5 +1,5 @@
 // The credit of every entry of every column on the CPU: kLanes columns are sorted together, and one way along them adds up
-// the steps' shares (forward) or the gradients of the places above (backward). Compiled once a SIMD target.
+// the steps' shares (forward) or the gradients of the places above (backward). Compiled once per SIMD target.
 
 #include "maxsim_credit.h"
 

@@ -1,4 +1,4 @@
-// MaxSim's credit on a GPU: a block a problem, in a tile as in pairwise.cu. Warps sort the columns and put each entry's
+// MaxSim's credit on a GPU: a block per problem, in a tile as in pairwise.cu. Warps sort the columns and put each entry's
 // credit, or its gradient, in its place; then the block writes the result once. No atomics: the same bits every time.
 
 #include "maxsim_credit.h"
