@@ -254,7 +254,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("faces", "train", 1), "name: expected 'scenes' or 'digits', got 'faces'"),
+            (("faces", "train", 1), "name: expected 'scenes' or 'digits' or 'pictograms', got 'faces'"),
             (("scenes", "dev", 1), "split: expected 'train' or .* got 'dev'"),
             (("scenes", "train", 0), "size: expected 1 to .*, got 0"),
             (("scenes", "train", 1.5), "size: expected an int, got float"),

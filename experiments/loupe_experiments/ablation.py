@@ -9,10 +9,9 @@ from pathlib import Path
 
 from loupe_experiments import table
 from loupe_experiments.report import TITLES
-from loupe_experiments.rows import Row, Run
+from loupe_experiments.rows import DATA, Row, Run
 from loupe_experiments.runs import Result, perform_all
 from loupe_ext._io import write
-from loupe_ext.data import DATASETS
 from loupe_ext.extras import needs
 from loupe_ext.train import Config
 
@@ -84,12 +83,12 @@ class Ablation:
     steps: int
     train_size: int
     evaluation_scenes: int
-    data: tuple[str, ...] = DATASETS
+    data: tuple[str, ...] = DATA
     rows: tuple[str, ...] = tuple(row.key for row in ROWS)
     equal_time: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in (("data", DATASETS), ("rows", tuple(row.key for row in ROWS))):
+        for name, known in (("data", DATA), ("rows", tuple(row.key for row in ROWS))):
             if not set(getattr(self, name)) <= set(known):
                 raise ValueError(f"{name}: expected some of {', '.join(known)}, got {', '.join(getattr(self, name))}")
         if self.equal_time and "default" not in self.rows:
@@ -103,7 +102,7 @@ class Ablation:
         return [
             Trial(row, data, seed, self.steps, self.train_size, self.evaluation_scenes)
             for seed in range(self.seeds)
-            for data in DATASETS
+            for data in DATA
             for row in ROWS
             if data in self.data and row.key in self.rows
         ]
@@ -137,7 +136,7 @@ class Ablation:
     def _facts(self, passes: dict[str, list[Result]], workers: int) -> str:
         command = f"loupe ablate --seeds {self.seeds} --steps {self.steps} --pairs {self.train_size}"
         command += f" --scenes {self.evaluation_scenes} --workers {workers}"
-        if set(self.data) != set(DATASETS):
+        if set(self.data) != set(DATA):
             command += f" --data {' '.join(self.data)}"
         if len(set(self.rows)) < len(ROWS):
             command += f" --rows {' '.join(self.rows)}"
@@ -208,7 +207,7 @@ def plot(passes: dict[str, list[Result]]) -> bytes:
     rows = [row for row in ROWS if row.key in present]
     figure = Figure(figsize=(13, 1.6 + 0.42 * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(PLOTTED), sharey=True)
-    shifts = {which: i for i, which in enumerate((data, name) for data in DATASETS for name in passes)}
+    shifts = {which: i for i, which in enumerate((data, name) for data in DATA for name in passes)}
     handles = {}
     for axes, metric in zip(panels, PLOTTED, strict=True):
         for (data, name), i in shifts.items():

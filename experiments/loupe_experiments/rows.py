@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from loupe_ext.data import DATASETS
 from loupe_ext.objective import ObjectiveConfig
 from loupe_ext.train import Config
 
@@ -18,6 +17,8 @@ class Row:
     def objective(self) -> ObjectiveConfig:
         return ObjectiveConfig().but(self.changes)
 
+
+DATA = ("scenes", "digits")  # data sets of the tables
 
 ROWS = (
     Row("cmc", "CMC", {"region_phrase": 0.0, "fsa": 0.0, "boxes": 0.0}),
@@ -61,7 +62,7 @@ def plan(
     runs = [
         Run(row, data, seed, steps, train_size, evaluation_scenes)
         for seed in range(seeds)
-        for data in DATASETS
+        for data in DATA
         for row in ROWS
         if data == "scenes" or digit_rows is None or row.key in digit_rows
     ]

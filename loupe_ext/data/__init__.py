@@ -37,18 +37,29 @@ __all__ = [
 ]
 
 SPLITS = ("train", "validation", "test")
-DATASETS = ("scenes", "digits")
+DATASETS = ("scenes", "digits", "pictograms")
+HELD_OUT = "held-out"  # a split of the pictograms alone
 
 
 def load(name: str, split: str, size: int, seed: int = 0) -> Grounded:
-    """The data set `name` ("scenes" or "digits"): `size` scenes of a split, the same ones for the same seed."""
+    """The data set `name`: `size` scenes of a split, the same ones for the same seed.
+
+    Args:
+        name: "scenes" (coloured shapes), "digits" (handwritten ones) or "pictograms" (everyday things on photographs).
+        split: "train", "validation" or "test"; of the pictograms also "held-out", test scenes with names that no other
+            split has.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or value. ImportError: a package that it needs is missing.
+    """
     check_choice("name", name, DATASETS)
-    check_choice("split", split, SPLITS)
+    splits = (*SPLITS, HELD_OUT) if name == "pictograms" else SPLITS
+    check_choice("split", split, splits)
     size, seed = check_int("size", size, 1, 2**31 - 1), check_int("seed", seed, 0, sys.maxsize)
     if name == "scenes":
-        from loupe_ext.data.scenes import rendered_scenes
-
-        return rendered_scenes(SPLITS.index(split), size, seed)
-    from loupe_ext.data.digits import digit_scenes
-
-    return digit_scenes(SPLITS.index(split), size, seed)
+        from loupe_ext.data.scenes import rendered_scenes as scenes
+    elif name == "digits":
+        from loupe_ext.data.digits import digit_scenes as scenes
+    else:
+        from loupe_ext.data.pictograms import pictogram_scenes as scenes
+    return scenes(splits.index(split), size, seed)

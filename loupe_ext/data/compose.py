@@ -66,9 +66,9 @@ def place(counts: Ints, kinds: Ints, radii: Floats, rng: np.random.Generator, ga
     return Layout(counts, kinds, radii, centres).select(placed)
 
 
-def textures(n: int, rng: np.random.Generator) -> Floats:
-    """Backgrounds [n, SIDE, SIDE, 3]: a muted colour, soft blotches and slanted waves."""
-    at = (np.arange(SIDE, dtype=np.float32) + 0.5) / SIDE
+def textures(n: int, rng: np.random.Generator, side: int = SIDE) -> Floats:
+    """Backgrounds [n, side, side, 3]: a muted colour, soft blotches and slanted waves."""
+    at = (np.arange(side, dtype=np.float32) + 0.5) / side
     base = rng.uniform(0.25, 0.65, (n, 1, 1, 1)) + rng.uniform(-0.08, 0.08, (n, 1, 1, 3))
     cells = 7
     hat = np.maximum(0, 1 - np.abs(at[:, None] * (cells - 1) - np.arange(cells))).astype(np.float32)  # bilinear

@@ -27,6 +27,7 @@ QUANTITIES = (
     "hundreds of",
     "thousands of",
 )
+MEASURES = ("pair of", "pairs of")  # behind more than an article: "the larger pair of gloves"
 # Prepositions of several words, and pairs of pronouns: no object stands there.
 FIXED = (
     *(f"{at} the {side} of" for at in ("to", "on", "at", "from") for side in ("left", "right")),
@@ -103,7 +104,7 @@ NOT_ADVERBS = _set(
 )
 # "-ed" and "-ing" that are no participles.
 NOT_PARTICIPLES = _set(
-    "red bed shed sled seed feed weed reed breed speed need steed tweed embed hundred kindred infrared building "
+    "moped red bed shed sled seed feed weed reed breed speed need steed tweed embed hundred kindred infrared building "
     "ceiling clothing painting wedding ring king string evening morning thing wing spring railing awning crossing "
     "siding sibling duckling pudding icing earring bring sing swing sling bling drawing lightning sting ping-pong "
     "dressing frosting stuffing topping stocking flooring bedding briefing meeting anything everything nothing "
@@ -156,7 +157,7 @@ INANIMATE = _set(
     "ice roller inline figure hockey fruit vegetable coffee lemonade flower tooth hair paint carnival amusement pony "
     "hay boat ski chair water porch rope tv night"
 )
-INANIMATE_HEADS = _set("skates stands brushes rides slides swings lifts")
+INANIMATE_HEADS = _set("skate skates stand stands brush brushes ride rides slide slides swing swings lift lifts")
 NOUNS = _set("wave waves plant plants light lights dress drinks bat bats sailing surfing skiing")
 PLURALS = _set("people men women children sheep cattle police kids deer fish oxen geese feet teeth mice")
 # Nouns that dye the colour behind them: "a light blue shirt", "a lime green car".

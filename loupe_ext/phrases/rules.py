@@ -74,7 +74,7 @@ def tag(words: list[str]) -> str:
 def _fixed(low: list[str]) -> list[str]:
     """Tags of the words that stand in a fixed expression; "" elsewhere."""
     tags = [""] * len(low)
-    for expressions, letter in ((lexicon.FIXED, "P"), (lexicon.QUANTITIES, "D")):
+    for expressions, letter in ((lexicon.MEASURES, "J"), (lexicon.FIXED, "P"), (lexicon.QUANTITIES, "D")):
         for expression in expressions:
             parts = expression.split()
             for i in range(len(low) - len(parts) + 1):
@@ -146,9 +146,9 @@ def _in_context(i: int, j: int, low: list[str], tags: list[str]) -> str:
         if before == "X" or not nominal:
             return "J" if before == "D" else "V"
         return "N" if before == "N" else "J"
+    if here in "sb" and i and word in lexicon.INANIMATE_HEADS and low[i - 1] in lexicon.INANIMATE:
+        return "N"
     if here == "s":
-        if word in lexicon.INANIMATE_HEADS and low[i - 1] in lexicon.INANIMATE and i:
-            return "N"
         return "V" if before == "X" or (before == "N" and not _plural(low[j])) else "N"
     if here == "b":
         if before in "XM":
@@ -165,7 +165,7 @@ def _in_context(i: int, j: int, low: list[str], tags: list[str]) -> str:
     if word in lexicon.COLOURS and before == "N" and (low[j] in lexicon.TINTS or (after in "JN" and j == i - 1)):
         return "N"  # "a sky blue shirt", "a sage green shirt"; else it ends the phrase, as in "a dish full of"
     if here == "R":
-        return "J" if tags[i - 1] == "D" and i else here
+        return "J" if i and (tags[i - 1] == "D" or (tags[i - 1] == "J" and after == "N")) else here
     if here == "P" and i and tags[i - 1] == "D" and word not in ("of", "to", "that", "which"):
         return "J"  # "the inside of", "the past"
     if word in ("that", "which"):
