@@ -70,23 +70,17 @@ def test_documents_are_explained_each_as_if_alone(batch, monkeypatch):
     assert explain_late_interaction(query, []) == []
 
 
-def test_nan_stays_in_its_document_or_its_query_token():
+def test_nan_stays_in_its_document():
     query, document, other = embeddings(3), embeddings(5), embeddings(6)
     alone = explain_late_interaction(query, document)
-    bad = other.embeddings.clone()
-    bad[2, 1] = torch.nan
-    clean, spoilt = explain_late_interaction(query, [document, TokenEmbeddings(bad)])
-    same(clean, alone, rtol=0, atol=0)
-    assert spoilt.credit.isnan().all()
-    assert spoilt.pairs[~torch.eye(6, dtype=torch.bool)].isnan().all()
     for value in (torch.nan, 3e38):  # whose products overflow
-        bad = query.embeddings.clone()
-        bad[1] = value
-        found = explain_late_interaction(TokenEmbeddings(bad), document)
-        assert found.credit.isnan().all(0).tolist() == [False, True, False]
-        assert found.credit.isnan().any(0).tolist() == [False, True, False]
-        torch.testing.assert_close(found.credit[:, [0, 2]], alone.credit[:, [0, 2]], rtol=0, atol=1e-6)
-        assert not found.score < torch.inf
+        bad = other.embeddings.clone()
+        bad[2] = value
+        spoilt, clean = explain_late_interaction(query, [TokenEmbeddings(bad), document])
+        same(clean, alone, rtol=0, atol=0)
+        assert spoilt.credit.isnan().all()
+        assert spoilt.pairs[~torch.eye(6, dtype=torch.bool)].isnan().all()
+        assert not abs(spoilt.score) < torch.inf
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

