@@ -8,7 +8,10 @@ pytest.importorskip("open_clip")
 
 import open_clip
 from open_clip.tokenizer import HFTokenizer, basic_clean, whitespace_clean
+from PIL import Image
+from torchvision.transforms import Compose, Normalize, ToTensor
 
+from loupe_ext.explain.adapters.open_clip import OpenClipEncoders
 from loupe_ext.losses import LoupeLoss
 from loupe_ext.model.features import VisionLanguageModel
 from loupe_ext.model.open_clip import OpenClipFeatures, OpenClipTokenizer
@@ -213,3 +216,102 @@ def test_bad_input_is_named():
         features.encode_image(torch.ones(2, 3, 32, 32, dtype=torch.uint8))
     with pytest.raises(ValueError, match="tokens: expected 0 to 49407"):
         features.encode_text(torch.full((1, 16), 50000), torch.zeros(1, 1, 2, dtype=torch.int64), torch.ones(1).long())
+
+
+WORDS = "A small dog, two cats on the sofa"
+
+
+def encoders_of(name):
+    side = TOWERS[name][1]["image_size"]
+    preprocess = Compose([ToTensor(), Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))])
+    model = made(name)
+    return model, side, OpenClipEncoders(model, preprocess, open_clip.SimpleTokenizer(context_length=16))
+
+
+def picture(side):
+    return torch.randint(0, 256, (side, side, 3), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+
+
+def coalitions(n):
+    sizes = torch.linspace(0.1, 0.9, 4)[:, None]
+    masks = torch.rand(4, n, generator=torch.Generator().manual_seed(2)) < sizes
+    return torch.cat([torch.zeros(1, n, dtype=torch.bool), torch.ones(1, n, dtype=torch.bool), masks])
+
+
+@pytest.mark.parametrize("name", [name for name in TOWERS if name != "convnext"])
+def test_explained_with_all_present_and_without_a_player(name):
+    """All present: the library's own. A player absent: its content is not seen, and a reference agrees."""
+    model, side, encoders = encoders_of(name)
+    seen = picture(side)
+    image, text = encoders.image(seen), encoders.text(WORDS)
+    assert torch.equal(image.players.picture, seen)
+    assert list(text.players.names) == ["A", "small", "dog", ",", "two", "cats", "on", "the", "sofa"]
+    ids = encoders.tokenizer.tokenizer([WORDS])
+    with torch.no_grad():
+        own = model.encode_image(encoders.preprocess(Image.fromarray(seen.numpy()))[None], normalize=True)
+        caption = model.encode_text(ids, normalize=True)
+    for encoder, expected in ((image, own), (text, caption)):
+        found = encoder(torch.ones(2, encoder.n, dtype=torch.bool))
+        torch.testing.assert_close(found, expected.expand(2, -1), rtol=0, atol=1e-5)
+        assert encoder(coalitions(encoder.n)).isfinite().all()
+    patch, changed = side // image.players.cells.shape[0], seen.clone()
+    changed[patch : 2 * patch, :patch] = 255 - changed[patch : 2 * patch, :patch]
+    other = encoders.image(changed), encoders.text(WORDS.replace("cats", "rats"))
+    for encoder, moved, player in ((image, other[0], image.players.cells[1, 0]), (text, other[1], 5)):
+        masks = coalitions(encoder.n)
+        masks[:, player] = False
+        without = encoder(masks)
+        torch.testing.assert_close(without, moved(masks), rtol=0, atol=1e-6)
+        masks[:, player] = True
+        assert ((encoder(masks) - moved(masks)).norm(dim=1) > 1e-4).all()
+        assert ((encoder(masks) - without).norm(dim=1) > 1e-4).all()
+    # One coalition alone has no padding, and so no mask; in company it has both.
+    masks = coalitions(image.n)
+    torch.testing.assert_close(image(masks), torch.cat([image(mask[None]) for mask in masks]), rtol=0, atol=1e-5)
+
+
+def test_a_hidden_word_of_clip_is_as_under_its_own_mask():
+    """The text tower with -inf at the absent tokens, by hand."""
+    model, _, encoders = encoders_of("vit")
+    text = encoders.text(WORDS)
+    masks = coalitions(text.n)
+    ids = encoders.tokenizer.tokenizer([WORDS])
+    there = torch.ones(len(masks), 16, dtype=torch.bool)
+    there[:, 1 : 1 + text.n] = masks  # each word is a token
+    hide = model.attn_mask + torch.zeros(there.shape).masked_fill(~there, -torch.inf)[:, None]
+    with torch.no_grad():
+        x = (model.token_embedding(ids) + model.positional_embedding).expand(len(masks), -1, -1)
+        x = model.ln_final(model.transformer(x, attn_mask=hide.repeat_interleave(2, 0)))
+        expected = normalize(x[:, 1 + text.n] @ model.text_projection, dim=1)
+    torch.testing.assert_close(text(masks), expected, rtol=0, atol=1e-5)
+    assert not model.transformer._forward_pre_hooks
+
+
+def test_players_of_odd_captions():
+    inner = open_clip.SimpleTokenizer(context_length=24, clean="canonicalize")
+    encoders = OpenClipEncoders(made("vit"), ToTensor(), inner)
+    players = encoders.text("A dog's  &quot;old&quot;, red bone", "words").players
+    assert players.text == 'A dog\'s "old", red bone'
+    assert list(players.names) == ["A", "dog's", "old", "red", "bone"]  # the tokenizer drops the marks
+    assert list(encoders.text("the red bone of a dog", "phrases").players.names) == ["the red bone", "of", "a dog"]
+    assert encoders_of("vit")[2].text("dog " * 40).n == 14
+
+
+def test_bad_input_of_explained_models_is_named():
+    _, _, encoders = encoders_of("vit")
+    tokenize = open_clip.SimpleTokenizer(context_length=16)
+    seen = picture(32)
+    for call, message in (
+        (lambda: OpenClipEncoders(made("convnext"), ToTensor(), tokenize), "model: expected an image tower of timm's"),
+        (lambda: OpenClipEncoders(made("vit"), 3, tokenize), "preprocess: expected a callable, got int"),
+        (lambda: OpenClipEncoders(made("vit"), ToTensor(), 3), "tokenizer: expected a SimpleTokenizer"),
+        (lambda: encoders.image(3), "picture: expected a PIL image"),
+        (lambda: encoders.image(seen, "words"), "players: expected 'patches' or 'superpixels'"),
+        (lambda: encoders.text(3), "captions: expected a sequence of str"),
+        (lambda: encoders.text(" "), "caption: expected a word or more"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            call()
+    encoders.model.train()
+    with pytest.raises(ValueError, match="model: expected one in evaluation mode"):
+        encoders.text(WORDS)
