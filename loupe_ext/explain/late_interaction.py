@@ -1,6 +1,7 @@
 """Why a document scores as it does by late interaction (ColBERT, ColPali): exact, in closed form."""
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import cast, overload
 
 import torch
@@ -156,5 +157,5 @@ def _content(documents: list[TokenEmbeddings], longest: int) -> Tensor:
     for row, document in zip(content, documents, strict=True):
         special = cast(Players, document.players).special
         row[: len(special)] = True
-        row[[i for i, marked in enumerate(special) if marked]] = False
+        row[list(compress(range(len(special)), special))] = False
     return content
