@@ -112,6 +112,19 @@ class TestValues:
             for got, want in zip(backends.maxsim_credit(backend, problem, grad), expected(problem, grad), strict=True):
                 assert_close(got, want, TOLERANCE[dtype])
 
+    @pytest.mark.parametrize("backend", [x for x in BACKENDS if x not in SLOW])
+    def test_order_that_narrow_keys_hide(self, backend):
+        """Scores that are neighbours; close ones beside a giant of either sign; long columns. The gradient shows it."""
+        close = random_pairs(1, 300, 9).float()
+        close[:, 1::2] = torch.nextafter(close[:, ::2], torch.tensor(torch.inf))
+        giant = random_pairs(1, 301, 9).float()
+        giant[:, 7, :6] = torch.tensor([1e9, -1e9, 3e38, -3e38, 1e30, -1e30])
+        flat, long = torch.full((1, 40, 3), 0.1), random_pairs(1, 1 if backend in backends.GPU else 5000, 2).float()
+        for s in (close, giant, flat, long):
+            problem, grad = Pairs("", s), upstream(s)
+            for got, want in zip(backends.maxsim_credit(backend, problem, grad), expected(problem, grad), strict=True):
+                assert_close(got, want, TOLERANCE[s.dtype])
+
     def test_rows_add_up_to_the_values_of_a_game(self):
         s = random_pairs(1, 6, 4)[0]
         best = lambda masks: torch.where(masks[..., None], s, -torch.inf).amax(1).nan_to_num(neginf=0).sum(1)  # noqa: E731
