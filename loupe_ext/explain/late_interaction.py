@@ -74,6 +74,8 @@ def explain_late_interaction(
     """
     if not isinstance(query, TokenEmbeddings):
         raise TypeError(f"query: expected TokenEmbeddings, got {type(query).__name__}")
+    if query.embeddings.is_meta:
+        raise ValueError("query: expected embeddings with values, got a tensor on meta")
     one = isinstance(documents, TokenEmbeddings)
     several = [documents] if isinstance(documents, TokenEmbeddings) else documents
     if not isinstance(several, Sequence) or isinstance(several, str):
