@@ -159,5 +159,6 @@ def _content(documents: list[TokenEmbeddings], longest: int) -> Tensor:
     for row, document in zip(content, documents, strict=True):
         special = cast(Players, document.players).special
         row[: len(special)] = True
-        row[list(compress(range(len(special)), special))] = False
+        if any(special):
+            row[list(compress(range(len(special)), special))] = False
     return content
