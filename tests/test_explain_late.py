@@ -118,3 +118,5 @@ def test_wrong_documents_are_named():
         explain_late_interaction(query, [TokenEmbeddings(torch.ones(2, 5))])
     with pytest.raises(ValueError, match=r"documents: expected the device of query \(cpu\), got meta"):
         explain_late_interaction(query, TokenEmbeddings(torch.ones(2, 16, device="meta")))
+    with pytest.raises(ValueError, match="query: expected embeddings with values, got a tensor on meta"):
+        explain_late_interaction(TokenEmbeddings(torch.ones(2, 16, device="meta")), query)

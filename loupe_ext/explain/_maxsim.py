@@ -24,14 +24,14 @@ def token_pairs(scores: Tensor, tokens: Tensor, *, index: str, p: float, documen
     return pairs.masked_fill(torch.eye(tokens.shape[1], dtype=torch.bool, device=scores.device), 0)
 
 
-def within(lengths: Tensor, M: int) -> Tensor:
+def _within(lengths: Tensor, M: int) -> Tensor:
     """[B, M], True within each document."""
     return torch.arange(M, device=lengths.device) < lengths[:, None]
 
 
 def _columns(scores: Tensor, lengths: Tensor) -> Tensor:
     """[B, N, M], the least number of all beyond the document's length."""
-    beyond = ~within(lengths, scores.shape[1])[:, None]
+    beyond = ~_within(lengths, scores.shape[1])[:, None]
     return scores.mT.contiguous().masked_fill_(beyond, torch.finfo(scores.dtype).min)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from loupe_ext._checks import check_device, check_index, check_int
 from loupe_ext._indices import Index
-from loupe_ext.explain._maxsim import token_pairs, within
+from loupe_ext.explain._maxsim import token_pairs
 from loupe_ext.explain.encoders import TokenEmbeddings
 from loupe_ext.explain.explanations import LateInteractionExplanation
 from loupe_ext.explain.players import Players
@@ -75,6 +75,8 @@ def explain_late_interaction(
     """
     if not isinstance(query, TokenEmbeddings):
         raise TypeError(f"query: expected TokenEmbeddings, got {type(query).__name__}")
+    if query.embeddings.is_meta:
+        raise ValueError("query: expected embeddings with values, got a tensor on meta")
     one = isinstance(documents, TokenEmbeddings)
     several = [documents] if isinstance(documents, TokenEmbeddings) else documents
     if not isinstance(several, Sequence) or isinstance(several, str):
@@ -120,12 +122,13 @@ def _explain(
     dtype = torch.float64 if double else torch.float32
     q = query.embeddings.to(dtype)
     sizes = [len(document.embeddings) for document in documents]
-    scores = q.new_zeros(len(documents), max(sizes), len(q))
+    scores = q.new_empty(len(documents), max(sizes), len(q))
     for out, document, m in zip(scores, documents, sizes, strict=True):
         torch.mm(document.embeddings.to(dtype), q.T, out=out[:m])
+        out[m:] = -torch.inf
     lengths = torch.tensor(sizes, device=q.device)
     given = maxsim_credit(scores, index=index, p=p, document_lengths=lengths)
-    best, at = scores.masked_fill(~within(lengths, max(sizes))[:, :, None], -torch.inf).max(1)
+    best, at = scores.max(1)
     winners = torch.zeros_like(scores).scatter_(1, at[:, None], best[:, None])
     content = _content(documents, max(sizes))
     counts = content.sum(1).clamp(max=top_pairs).tolist()
@@ -157,5 +160,6 @@ def _content(documents: list[TokenEmbeddings], longest: int) -> Tensor:
     for row, document in zip(content, documents, strict=True):
         special = cast(Players, document.players).special
         row[: len(special)] = True
-        row[list(compress(range(len(special)), special))] = False
+        if any(special):
+            row[list(compress(range(len(special)), special))] = False
     return content

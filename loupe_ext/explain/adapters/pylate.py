@@ -9,7 +9,8 @@ from loupe_ext.explain.adapters._tokens import Row, TokenModel
 class PylateTokens(TokenModel):
     """The tokens that a `pylate.models.ColBERT` scores, as it scores them.
 
-    Documents leave out its skiplist of punctuation. Most of a query's tokens are its expansion by [MASK].
+    Documents leave out its skiplist of punctuation. Most of a query's tokens are its expansion by [MASK]. (PyLate 1.6
+    installs with sentence-transformers 5.3 and transformers up to 5.3, so not beside the extra sentence-transformers.)
 
     Args:
         model: the model.
