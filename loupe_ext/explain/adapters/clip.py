@@ -10,9 +10,9 @@ from loupe_ext.explain.adapters._sides import (
     additive,
     as_image,
     as_pixels,
+    by_size,
     check_eval,
     located,
-    packed,
     picture_players,
     presence,
     text_players,
@@ -95,17 +95,17 @@ class ClipEncoders:
         if self.kind == "clip":
             owner = torch.cat([torch.tensor([-1]), owner])  # the class token
 
+        def through(places: Tensor, valid: Tensor) -> Tensor:
+            x = hidden[0].to(places.device)[places]
+            x = vision.encoder(inputs_embeds=x, attention_mask=additive(valid, x.dtype))[0]
+            if self.kind == "clip":
+                return self.model.visual_projection(vision.post_layernorm(x[:, 0]))
+            return _pooled(vision.head, vision.post_layernorm(x), valid)
+
         @torch.no_grad()
         def encode(masks: Tensor) -> Tensor:
             check_eval(self.model)
-            device = device_of(self.model)
-            places, valid = packed(presence(masks, owner, device))
-            x = hidden[0].to(device)[places]
-            x = vision.encoder(inputs_embeds=x, attention_mask=additive(valid, x.dtype))[0]
-            if self.kind == "clip":
-                pooled = self.model.visual_projection(vision.post_layernorm(x[:, 0]))
-            else:
-                pooled = _pooled(vision.head, vision.post_layernorm(x), valid)
+            pooled = by_size(through, presence(masks, owner, device_of(self.model)))
             return directions(at_least_float32(pooled))
 
         return MaskedEncoder(encode, found)

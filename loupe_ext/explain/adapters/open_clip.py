@@ -12,8 +12,8 @@ from loupe_ext.explain.adapters._sides import (
     additive,
     as_image,
     as_pixels,
+    by_size,
     check_eval,
-    packed,
     picture_players,
     presence,
     text_players,
@@ -111,14 +111,16 @@ class OpenClipEncoders:
         found, owner = picture_players(players, self._pixels(seen), rows, columns, num_superpixels)
         owner = torch.cat([torch.full((ahead,), -1), owner])
 
+        def through(places: Tensor, valid: Tensor) -> Tensor:
+            x = hidden[0].to(places.device)[places]
+            mask = additive(valid, x.dtype)
+            return self._timm(x, valid, mask, ahead) if self.is_timm else self._vision(x, valid, mask)
+
         @torch.no_grad()
         def encode(masks: Tensor) -> Tensor:
             check_eval(self.model)
-            device = device_of(self.model)
-            places, valid = packed(presence(masks, owner, device))
-            x = hidden[0].to(device)[places]
-            through = self._timm if self.is_timm else self._vision
-            return directions(at_least_float32(through(x, valid, additive(valid, x.dtype), ahead)))
+            pooled = by_size(through, presence(masks, owner, device_of(self.model)))
+            return directions(at_least_float32(pooled))
 
         return MaskedEncoder(encode, found)
 
@@ -153,7 +155,7 @@ class OpenClipEncoders:
 
         return MaskedEncoder(encode, found)
 
-    def _vision(self, x: Tensor, valid: Tensor, mask: Tensor | None, ahead: int) -> Tensor:
+    def _vision(self, x: Tensor, valid: Tensor, mask: Tensor | None) -> Tensor:
         """The rest of open_clip's own image tower, of tokens [K, m, width]."""
         visual = self.model.visual
         x = visual.transformer(x, attn_mask=_per_head(visual.transformer, mask))

@@ -25,7 +25,7 @@ class OwnEncoders:
     """Images and captions of a `DualEncoder` with only some of their players present.
 
     ```
-    encoders = OwnEncoders(from_pretrained(folder))
+    encoders = OwnEncoders(from_pretrained(folder).model)
     explained = explain_dual_encoder(encoders.image(picture), encoders.text("a red square above a blue circle"))
     ```
 
