@@ -141,6 +141,20 @@ def test_players_that_do_nothing_and_constant_encoders(index, p):
     assert found.text_values.abs().max() > 0.1
 
 
+@pytest.mark.parametrize("p", [1e-6, 1 - 1e-6])
+def test_rare_players_and_rare_absences(p):
+    image, text = sides(12, 5)
+    found = explain_dual_encoder(image, text, p=p, num_coalitions=200)
+    want = explain_dual_encoder(image, text, p=p, num_coalitions=2**12).pairs
+    torch.testing.assert_close(found.pairs, want, rtol=0, atol=2e-3)  # the ridge
+
+
+def test_a_side_s_own_pairs_do_not_stop_before_they_may():
+    image, text = sides(14, 3)
+    found = explain_dual_encoder(image, text, num_coalitions=1024, tolerance=10.0, within=("image",))
+    assert 14**2 <= found.image_passes < 2 * 14**2
+
+
 def test_no_coalition_is_embedded_twice_and_an_image_once():
     image, text = sides(12, 5)
     texts = [text, MaskedEncoder(Encoder(11, seed=3), 11), MaskedEncoder(Encoder(12, seed=4), 12)]

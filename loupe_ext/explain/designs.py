@@ -93,7 +93,7 @@ def _share_out(target: Tensor, most: int) -> list[int]:
             found[n // 2] &= ~1  # which come in pairs
         return found
 
-    low, high = 0, 2 * most * (n + 1)
+    low, high = 0, int(most / min(share for share in shares if share))
     while low < high:  # the largest level that is affordable
         level = (low + high + 1) // 2
         low, high = (level, high) if sum(counts(level)) <= most else (low, level - 1)

@@ -120,39 +120,38 @@ def explain_dual_encoder(
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise TypeError(f"text: expected a MaskedEncoder or a sequence of them, got {type(text).__name__}")
     names = ["text"] if one else [f"text[{at}]" for at in range(len(texts))]
-    _check("image", image, index, p, num_coalitions, "image" in within)
-    for name, encoder in zip(names, texts, strict=True):
-        _check(name, encoder, index, p, num_coalitions, "text" in within)
+    least = [
+        _least(name, side, index, p, num_coalitions, name.partition("[")[0] in within)
+        for name, side in zip(["image", *names], [image, *texts], strict=True)
+    ]
 
-    def side(name: str, encoder: MaskedEncoder, stream: int) -> _Side:
-        draw = partial(design, encoder.n, index, p, seed, stream)
-        return _Side(name, encoder, draw, least_coalitions(encoder.n, index, p), batch_size, progress)
+    def side(name: str, encoder: MaskedEncoder, stream: int, least: int) -> _Side:
+        return _Side(name, encoder, partial(design, encoder.n, index, p, seed, stream), least, batch_size, progress)
 
-    shown = side("image", image, 0)
+    shown = side("image", image, 0, least[0])
     found = [
-        _explain(shown, side(name, encoder, STREAM), index, p, num_coalitions, within, tolerance)
-        for name, encoder in zip(names, texts, strict=True)
+        _explain(shown, side(name, encoder, STREAM, fewest), index, p, num_coalitions, within, tolerance)
+        for name, encoder, fewest in zip(names, texts, least[1:], strict=True)
     ]
     return found[0] if one else found
 
 
-def _check(name: str, encoder: object, index: Index, p: float, most: int, within: bool) -> None:
-    """Before the first pass of any: that there are coalitions enough."""
+def _least(name: str, encoder: object, index: Index, p: float, most: int, within: bool) -> int:
+    """The fewest coalitions that a side needs, which `most` must allow."""
     if not isinstance(encoder, MaskedEncoder):
         raise TypeError(f"{name}: expected a MaskedEncoder, got {type(encoder).__name__}")
     n = encoder.n
     if not 1 <= n <= MAX_SIDE:
         raise ValueError(f"{name}: expected 1 to {MAX_SIDE} players, got {n}")
     least = least_coalitions(n, index, p)
-    if within and n * n > MOST:
-        least = 2**n
-        if most < least:
-            raise ValueError(f"within: expected at most {math.isqrt(MOST)} players of {name}, got {n}")
     if within:
+        if n * n > MOST and most < 2**n:
+            raise ValueError(f"within: expected at most {math.isqrt(MOST)} players of {name}, got {n}")
         least = min(max(least, n * n), 2**n)
     if most < least:
         what = f"the pairs within the {n} players" if within else f"the {n} players"
         raise ValueError(f"num_coalitions: expected at least {least} for {what} of {name}, got {most}")
+    return least
 
 
 class _Side:
@@ -179,7 +178,7 @@ class _Side:
 
     def passes(self, most: int) -> int:
         """The distinct coalitions among so many and the ends."""
-        return len(torch.cat([self.design(most).masks, _ends(self.n)]).unique(dim=0))
+        return len({*_keys(self.design(most).masks), *_keys(_ends(self.n))})
 
     def fit(self, most: int, nodes: Sequence[float]) -> list[Fit]:
         """Of each node, from so many coalitions at most."""
@@ -199,7 +198,7 @@ class _Side:
 
     def embeddings(self, masks: Tensor) -> Tensor:
         """float64 [K, d] of masks [K, n]. None is embedded twice."""
-        keys = [row.tobytes() for row in np.packbits(masks.numpy(), axis=1)]
+        keys = _keys(masks)
         new = list({key: at for at, key in reversed(list(enumerate(keys))) if key not in self.rows}.values())[::-1]
         if new:
             batches = masks[new].split(self.batch_size)
@@ -210,9 +209,9 @@ class _Side:
 
     def _embed(self, masks: Tensor) -> Tensor:
         found = self.encoder(masks).to("cpu", torch.float64)
-        bad = (~found.isfinite()).any(1).nonzero().flatten()
-        if len(bad):
-            players = masks[bad[0]].nonzero().flatten().tolist()
+        if not found.isfinite().all():
+            bad = int(found.isfinite().all(1).logical_not().nonzero()[0])
+            players = masks[bad].nonzero().flatten().tolist()
             raise ValueError(
                 f"{self.name}: expected finite embeddings, got a NaN or an infinity "
                 f"where {len(players)} of {self.n} players are there: {players[:8]}{'...' * (len(players) > 8)}"
@@ -273,6 +272,10 @@ def _explain(
         image_passes=image.passes(most),
         text_passes=text.passes(most),
     )
+
+
+def _keys(masks: Tensor) -> list[bytes]:
+    return [row.tobytes() for row in np.packbits(masks.numpy(), axis=1)]
 
 
 def _ends(n: int) -> Tensor:
