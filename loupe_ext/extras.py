@@ -17,6 +17,7 @@ PACKAGES = {
     "safetensors": ("safetensors", "train"),
     "scikit-learn": ("sklearn", "digits"),
     "scipy": ("scipy", "train"),
+    "sentence-transformers": ("sentence_transformers", "sentence-transformers"),
     "shapiq": ("shapiq", "shapiq"),
     "spacy": ("spacy", "phrases"),
     "tensorboard": ("tensorboard", "tensorboard"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import loupe_ext
-from loupe_ext import data, games, losses, objective, unsil
+from loupe_ext import data, explain, games, losses, objective, unsil
 from loupe_ext._settings import Settings
 from loupe_ext.data import Grounded, PairBatches, Pairs, Vocabulary, load
 from loupe_ext.model import heat, regions, text
@@ -183,6 +183,7 @@ SAMPLED = {
 }
 GAME = games.MaxMean(torch.rand(2, 3))
 PLAN = loupe_ext.plan(5, 32)
+QUERY = explain.TokenEmbeddings(torch.ones(2, 3))
 CAPTIONS = ["a dog", "a red cat"]
 VOCABULARY = Vocabulary.of(CAPTIONS)
 
@@ -354,6 +355,14 @@ CALLS = {
             "seed": a(0),
             "control": a(GAME, "None"),
         },
+    ),
+    "explain_late_interaction": (
+        explain.explain_late_interaction,
+        {"query": a(QUERY), "documents": a(QUERY, "empty list"), **INDEX, "top_pairs": a(2)},
+    ),
+    "TokenEmbeddings": (
+        explain.TokenEmbeddings,
+        {"embeddings": x("nd"), "players": a(tuple("abcdef"), "None"), "name": a("a", "str")},
     ),
     "Interactions": (
         loupe_ext.Interactions,

@@ -220,6 +220,7 @@ def test_importing_needs_no_extra():
         "tensorboard",
         "rich",
         "safetensors",
+        "sentence_transformers",
         "triton",
         "shapiq",
         "spacy",

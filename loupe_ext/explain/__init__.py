@@ -4,6 +4,7 @@ from loupe_ext.explain.aggregate import aggregate
 from loupe_ext.explain.encoders import MaskedEncoder, TokenEmbeddings
 from loupe_ext.explain.explanations import DualEncoderExplanation, LateInteractionExplanation
 from loupe_ext.explain.interactions import interactions
+from loupe_ext.explain.late_interaction import explain_late_interaction
 from loupe_ext.explain.plan import Plan, plan
 from loupe_ext.explain.players import Players
 from loupe_ext.explain.results import Interactions
@@ -17,6 +18,7 @@ __all__ = [
     "Players",
     "TokenEmbeddings",
     "aggregate",
+    "explain_late_interaction",
     "interactions",
     "plan",
 ]

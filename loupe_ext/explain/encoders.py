@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loupe_ext._checks import check_features, check_int
+from loupe_ext._checks import check_features, check_int, check_names
 from loupe_ext.explain.players import Players
 
 
@@ -19,7 +19,7 @@ def as_players(name: str, value: Players | Sequence[str] | int) -> Players:
     if isinstance(value, Players):
         return value
     if isinstance(value, Sequence):
-        return Players(tuple(value) if not isinstance(value, str) else value)  # type: ignore[arg-type]
+        return Players(check_names(name, value))
     return Players(tuple(map(str, range(check_int(name, value, 0, 2**20)))))
 
 
@@ -77,3 +77,5 @@ class TokenEmbeddings:
         if players.n != n:
             raise ValueError(f"players: expected {n}, one per embedding, got {players.n}")
         object.__setattr__(self, "players", players)
+        if not isinstance(self.name, str):
+            raise TypeError(f"name: expected a str, got {type(self.name).__name__}")
