@@ -46,7 +46,10 @@ KINDS = ("plain", "duplicated", "paraphrased")
 
 
 def documents(topics=None):
-    """(kind, question, sentences) of each topic (None: of all) in each kind; the order of sentences is random."""
+    """(kind, question, sentences, told) of each topic (None: of all) in each kind; the order of sentences is random.
+
+    `told`: where the answer stands, and where it is repeated or paraphrased; in plain documents another sentence.
+    """
     lines = TOPICS.splitlines()[:topics]
     others = [line.split("|")[3:] for line in TOPICS.splitlines()]
     found = []
@@ -56,6 +59,7 @@ def documents(topics=None):
             draw = random.Random(f"{at} {kind}")
             again = {"plain": draw.choice(others[at - 1]), "duplicated": answer, "paraphrased": paraphrase}[kind]
             sentences = [answer, again, *rest]
-            draw.shuffle(sentences)
-            found.append((kind, question, sentences))
+            order = draw.sample(range(len(sentences)), len(sentences))
+            told = order.index(0), order.index(1)
+            found.append((kind, question, [sentences[k] for k in order], told))
     return found

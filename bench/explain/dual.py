@@ -5,7 +5,6 @@ import time
 
 import torch
 
-from bench.explain import shapiq_peers
 from bench.explain.models import clip, clocked, embedded, sentence, subsets, tabulated
 from loupe_ext.explain import explain_dual_encoder
 
@@ -18,7 +17,10 @@ TEXTS = (
 def banzhaf(table, p=0.5):
     """Vector-valued p-Banzhaf values [n, d] of a side, from the embeddings of all its coalitions [2^n, d]."""
     masks = subsets((len(table) - 1).bit_length())
-    n, sizes = masks.shape[1], masks.sum(1, keepdim=True) - masks.long()  # of the coalition without the player
+    n, sizes = (
+        masks.shape[1],
+        (masks.sum(1, keepdim=True) - masks.long()).double(),
+    )  # of the coalition without the player
     weights = p**sizes * (1 - p) ** (n - 1 - sizes) * (2 * masks.double() - 1)
     return weights.T @ table
 
@@ -55,18 +57,18 @@ def joint_fit(f, x, g, y, rows=2**14):
 
 def by_us(image, text, K, index, seed):
     (image, spent_i), (text, spent_t) = clocked(image), clocked(text)
-    start = time.perf_counter()
+    start = time.process_time()
     found = explain_dual_encoder(image, text, index=index, num_coalitions=K, seed=seed)
-    return found, time.perf_counter() - start - spent_i[0] - spent_t[0]
+    return found, time.process_time() - start - spent_i[0] - spent_t[0]
 
 
 def by_joint_fit(image, text, K, seed):
     generator = torch.Generator().manual_seed(seed)
     x, y = (torch.rand(K, side.n, generator=generator) < 0.5 for side in (image, text))
     f, g = embedded(image, x), embedded(text, y)
-    start = time.perf_counter()
+    start = time.process_time()
     found = joint_fit(f, x, g, y)
-    return found, time.perf_counter() - start
+    return found, time.process_time() - start
 
 
 def by_shapiq(where, peer, image, text, K, index, seed):
@@ -92,7 +94,7 @@ PEERS = {
 }
 
 
-def compare(game, image, text, true, index, budgets, seeds, shapiqs, joint=True):
+def compare(game, image, text, true, index, budgets, seeds, where):
     """A row per method and budget: error against `true` and seconds outside the encoders."""
     rows = []
 
@@ -116,20 +118,18 @@ def compare(game, image, text, true, index, budgets, seeds, shapiqs, joint=True)
     for K in budgets:
         ours = (by_us(image, text, K, index, seed) for seed in range(seeds))
         add("loupe_ext", K, ((found.pairs, seconds) for found, seconds in ours))
-        if joint and index == "banzhaf":
-            add("joint least squares (FIxLIP)", K, (by_joint_fit(image, text, K, seed) for seed in range(min(3, seeds))))
-        for where in shapiqs:
-            for peer in PEERS[index]:
-                if peer in shapiq_peers.NEW and not hasattr(where, "process"):
-                    continue
-                add(f"{peer} (shapiq {where.version()})", K, [by_shapiq(where, peer, image, text, K, index, 0)])
+        if index == "banzhaf":
+            joint = (by_joint_fit(image, text, K, seed) for seed in range(min(3, seeds)))
+            add("joint least squares (FIxLIP)", K, joint)
+        for peer in where.known(PEERS[index]):
+            add(f"{peer} (shapiq {where.version})", K, [by_shapiq(where, peer, image, text, K, index, 0)])
     return rows
 
 
 def coverage(game, image, text, true, index, K, seeds):
     """How often an interval of 1.96 standard errors holds the truth, over all pairs."""
     inside = [
-        ((found.pairs - true).abs() <= 1.96 * found.pair_errors).double().mean().item()
+        ((found.pairs - true).abs() <= 1.96 * found.pair_errors + 1e-9).double().mean().item()
         for found in (by_us(image, text, K, index, seed)[0] for seed in range(100, 100 + seeds))
     ]
     print(f"coverage, {game}, {index}, {K}: {statistics.fmean(inside):.3f}", flush=True)
@@ -139,14 +139,14 @@ def coverage(game, image, text, true, index, K, seeds):
 def overhead(image, text, K):
     """What explaining costs beside the passes of both encoders."""
     (clocked_image, spent_i), (clocked_text, spent_t) = clocked(image), clocked(text)
-    start = time.perf_counter()
+    start = time.process_time()
     explain_dual_encoder(clocked_image, clocked_text, num_coalitions=K)
-    total, inside = time.perf_counter() - start, spent_i[0] + spent_t[0]
+    total, inside = time.process_time() - start, spent_i[0] + spent_t[0]
     print(f"overhead at {image.n} x {text.n}, {K}: {(total - inside) / inside:.2%} of {inside:.1f} s", flush=True)
     return {"game": f"CLIP {image.n} x {text.n}", "passes": K, "encoders": inside, "share": (total - inside) / inside}
 
 
-def run(shapiqs, quick):
+def run(where, quick):
     texts = TEXTS if not quick else [" ".join(text.split()[:4]) for text in TEXTS]
     sides = [sentence(text) for text in texts]
     (image, f), (text, g) = map(tabulated, sides)
@@ -155,7 +155,7 @@ def run(shapiqs, quick):
     for index in ("banzhaf", "shapley"):
         true = truth(f, g, index)
         budgets = [2 ** max(image.n, text.n)] if quick else [256, 1024]
-        rows += compare(game, image, text, true, index, budgets, 1 if quick else 10, shapiqs)
+        rows += compare(game, image, text, true, index, budgets, 1 if quick else 10, where)
         covers += [coverage(game, image, text, true, index, K, 1 if quick else 40) for K in budgets]
 
     for name, scale in (("CLIP", 1.0),) if quick else (("CLIP, mild", 1.0), ("CLIP, hard", 3.0)):
@@ -165,7 +165,7 @@ def run(shapiqs, quick):
         reference = 2**4 if quick else 2**14
         long, _ = by_us(image, text, reference, "banzhaf", 2**32)
         budgets, seeds = ([16], 1) if quick else ([128, 1024], 3)
-        rows += compare(game, image, text, long.pairs, "banzhaf", budgets, seeds, shapiqs)
+        rows += compare(game, image, text, long.pairs, "banzhaf", budgets, seeds, where)
         if not quick:
             covers += [coverage(game, image, text, long.pairs, "banzhaf", K, 8) for K in budgets]
     image, text = clip(*((2, 3, 24, 1) if quick else (14, 20, 192, 4)))

@@ -4,13 +4,12 @@ import time
 
 import torch
 
-from bench.explain import shapiq_peers
 from loupe_ext import games, interactions
 
 PEERS = ("SVARM-IQ", "KernelSHAP-IQ", "permutations", "ProxySHAP", "ProxySHAP, adjusted")
 
 
-def run(shapiqs, quick):
+def run(where, quick):
     rows = []
     for sides, budget in ((3, 40),) if quick else ((10, 2**14), (16, 2**14)):
         generator = torch.Generator().manual_seed(0)
@@ -23,15 +22,18 @@ def run(shapiqs, quick):
             rows.append({"game": game, "evaluations": budget, "method": method, "error": error, "seconds": seconds})
             print(f"{game}: {method} {error:.1%} in {seconds:.2g} s", flush=True)
 
-        start = time.perf_counter()
+        start = time.process_time()
         ours = interactions(game, method="stratified", budget=budget).pairs
-        add("loupe_ext", ours, time.perf_counter() - start)
-        for where in shapiqs:
-            for peer in PEERS:
-                if peer in shapiq_peers.NEW and not hasattr(where, "process"):
-                    continue
-                values = lambda masks, game=game: game(torch.tensor(masks)).numpy()  # noqa: E731
-                start = time.perf_counter()
-                pairs, _ = where.approximate(values, game.n, budget, peer, "SII", 0)
-                add(f"{peer} (shapiq {where.version()})", torch.tensor(pairs), time.perf_counter() - start)
-    return rows
+        add("loupe_ext", ours, time.process_time() - start)
+        for peer in where.known(PEERS):
+            inside = [0.0]
+
+            def values(masks, game=game, inside=inside):
+                start = time.process_time()
+                found = game(torch.tensor(masks)).numpy()
+                inside[0] += time.process_time() - start
+                return found
+
+            pairs, seconds = where.approximate(values, game.n, budget, peer, "SII", 0)
+            add(f"{peer} (shapiq {where.version})", torch.tensor(pairs), seconds + inside[0])
+    return {"rows": rows}

@@ -19,36 +19,32 @@ METHODS = ("credit", "winners")
 
 
 @torch.no_grad()
-def tokens(text):
-    """Embeddings [n, d] of length one, [CLS] and [SEP] among them, and the character that each token starts at."""
+def tokens(texts):
+    """Of each text the embeddings [n, d] of length one, [CLS] and [SEP] among them, and where each token starts."""
     model, tokenizer = minilm()
-    inputs = tokenizer(text, return_tensors="pt", return_offsets_mapping=True)
-    offsets = inputs.pop("offset_mapping")[0]
-    hidden = normalize(model(**inputs).last_hidden_state[0], dim=1)
-    return hidden, [start if start < stop else -1 for start, stop in offsets.tolist()]
-
-
-def score(query, sentences):
-    return (tokens(" ".join(sentences))[0] @ query.T).amax(0).sum().item()
+    inputs = tokenizer(texts, return_tensors="pt", padding=True, return_offsets_mapping=True)
+    offsets = inputs.pop("offset_mapping")
+    hidden = normalize(model(**inputs).last_hidden_state, dim=2)
+    starts = offsets[..., 0].masked_fill(offsets[..., 0] == offsets[..., 1], -1)
+    return [(x[there], at[there]) for x, at, there in zip(hidden, starts, inputs["attention_mask"].bool(), strict=True)]
 
 
 def judge(question, sentences):
-    """Per sentence: credit, winner-takes-all and what its deletion costs; of every two, what deleting both costs."""
-    query = tokens(question)[0]
-    embeddings, starts = tokens(" ".join(sentences))
-    found = explain_late_interaction(TokenEmbeddings(query), TokenEmbeddings(embeddings))
-    edges = torch.tensor([len(" ".join(sentences[:k])) + (k > 0) for k in range(len(sentences))])
-    place = torch.bucketize(torch.tensor(starts), edges, right=True)  # 0: no sentence's
-    whole = found.score
-    kept = lambda gone: [s for k, s in enumerate(sentences) if k not in gone]  # noqa: E731
-    pairs = list(itertools.combinations(range(len(sentences)), 2))
-    of = {}
-    for name in METHODS:
-        per_token = getattr(found, name).sum(1)
-        of[name] = torch.zeros(len(edges) + 1, dtype=per_token.dtype).index_add(0, place, per_token)[1:]
-    one = torch.tensor([whole - score(query, kept({k})) for k in range(len(sentences))])
-    two = torch.tensor([whole - score(query, kept(set(pair))) for pair in pairs])
-    return whole, of, one, dict(zip(pairs, two.tolist(), strict=True))
+    """Score; of each method its values per sentence; what deletions cost, by the set of sentences deleted."""
+    n = len(sentences)
+    gone = [(), *((k,) for k in range(n)), *itertools.combinations(range(n), 2)]
+    [(query, _)] = tokens([question])
+    encoded = tokens([" ".join(s for k, s in enumerate(sentences) if k not in out) for out in gone])
+    scores = [(x @ query.T).amax(0).sum().item() for x, _ in encoded]
+    embeddings, starts = encoded[0]
+    found = explain_late_interaction(TokenEmbeddings(query), TokenEmbeddings(embeddings), top_pairs=0)
+    edges = torch.tensor([0, *itertools.accumulate(len(s) + 1 for s in sentences[:-1])])
+    place = torch.bucketize(starts, edges, right=True)  # 0: no sentence's
+    values = {
+        name: torch.zeros(n + 1, dtype=torch.float64).index_add(0, place, getattr(found, name).double().sum(1))[1:]
+        for name in METHODS
+    }
+    return scores[0], values, {out: scores[0] - left for out, left in zip(gone[1:], scores[1:], strict=True)}
 
 
 def summary(values):
@@ -58,28 +54,31 @@ def summary(values):
 
 def run(quick):
     rows = {}
-    for kind, question, sentences in documents(2 if quick else None):
-        whole, of, one, two = judge(question, sentences)
-        worst = max(two, key=two.get)
-        for name in METHODS:
-            value = of[name]
-            first, second = value.topk(2).indices.tolist()
-            row = rows.setdefault((kind, name), {})
-            for measure, got in {
-                "correlation": torch.corrcoef(torch.stack([value.double(), one.double()]))[0, 1].item(),
-                "first": float(first == one.argmax()),
-                "idle": float(one[first] < CHEAP * whole),
-                "pair": float({first, second} == set(worst)),
-                "named cost": two[min(first, second), max(first, second)] / max(two.values()),
-            }.items():
-                row.setdefault(measure, []).append(got)
-    return [
-        {
-            "documents": kind,
-            "method": name,
-            "count": len(rows[kind, name]["first"]),
-            **{measure: summary(values) for measure, values in rows[kind, name].items()},
-        }
-        for kind in KINDS
-        for name in METHODS
-    ]
+    for kind, question, sentences, told in documents(2 if quick else None):
+        score, values, cost = judge(question, sentences)
+        alone = torch.tensor([cost[k,] for k in range(len(sentences))])
+        worst = max((out for out in cost if len(out) == 2), key=cost.__getitem__)
+        for name, value in values.items():
+            top = value.topk(2).indices.tolist()
+            twins = value[list(told)]
+            measures = {
+                "correlation": torch.corrcoef(torch.stack([value, alone.double()]))[0, 1].item(),
+                "first": float(top[0] == alone.argmax()),
+                "idle": float(alone[top[0]] < CHEAP * score),
+                "pair": float(set(top) == set(worst)),
+                "twins": (twins.min() / twins.max()).item(),
+            }
+            for measure, got in measures.items():
+                rows.setdefault((kind, name), {}).setdefault(measure, []).append(got)
+    return {
+        "rows": [
+            {
+                "documents": kind,
+                "method": name,
+                "count": len(rows[kind, name]["first"]),
+                **{measure: summary(got) for measure, got in rows[kind, name].items()},
+            }
+            for kind in KINDS
+            for name in METHODS
+        ]
+    }

@@ -1,9 +1,11 @@
 """shapiq's estimators, of the shapiq that is installed or of another Python's, on games that only the caller can play.
 
 With numpy and shapiq alone, so that it runs where neither torch nor this package is (shapiq 1.8 needs Python 3.12):
-`Elsewhere("path/to/python")` starts this file there, which asks for values over its standard output.
+`Elsewhere("path/to/python")` starts this file there, which asks for values over its standard output. Both have
+`version`, `known` and `approximate`.
 """
 
+import importlib.metadata
 import json
 import math
 import os
@@ -16,23 +18,16 @@ import numpy as np
 PEERS = {  # class, options
     "SVARM-IQ": ("SVARMIQ", {}),
     "SHAP-IQ": ("SHAPIQ", {}),
-    "KernelSHAP-IQ": ("KernelSHAPIQ", {"pairing_trick": True}),
+    "KernelSHAP-IQ": ("KernelSHAPIQ", {}),
     "permutations": ("PermutationSamplingSII", {}),
     "regression (FBII)": ("RegressionFBII", {"pairing_trick": True}),
     "ProxySHAP": ("ProxySHAP", {}),
-    "ProxySHAP, adjusted": ("ProxySHAP", {"adjustment": True, "k_folds": 5}),
+    "ProxySHAP, adjusted": ("ProxySHAP", {"pairing_trick": False, "adjustment": True, "k_folds": 5}),
 }
-NEW = ("ProxySHAP", "ProxySHAP, adjusted")  # since shapiq 1.5
-
-
-def version():
-    from importlib.metadata import version
-
-    return version("shapiq")
 
 
 def approximate(game, n, budget, peer, index, seed):
-    """Interactions of all pairs [n, n], and the seconds outside the game.
+    """Interactions of all pairs [n, n], and the processor's seconds outside the game.
 
     `game`: masks bool [S, n] -> float64 [S]; `peer`: of `PEERS`; `index`: "SII", or "BII" (Banzhaf, p = 1/2).
     """
@@ -47,15 +42,15 @@ def approximate(game, n, budget, peer, index, seed):
 
     def timed(masks):
         nonlocal inside
-        start = time.perf_counter()
+        start = time.process_time()
         values = game(np.asarray(masks, bool).reshape(-1, n))
-        inside += time.perf_counter() - start
+        inside += time.process_time() - start
         return values
 
-    start = time.perf_counter()
+    start = time.process_time()
     approximator = getattr(shapiq.approximator, kind)(n=n, max_order=2, random_state=seed, **options)
     found = approximator.approximate(budget, timed)
-    seconds = time.perf_counter() - start - inside
+    seconds = time.process_time() - start - inside
     pairs = np.zeros((n, n))
     for i in range(n):
         for j in range(i + 1, n):
@@ -63,17 +58,26 @@ def approximate(game, n, budget, peer, index, seed):
     return pairs, seconds
 
 
-class Elsewhere:
-    """`approximate` and `version` of another Python."""
+class Here:
+    """The shapiq that is installed."""
+
+    version = importlib.metadata.version("shapiq")
+    approximate = staticmethod(approximate)
+
+    def known(self, peers):
+        """Those that this version has; ProxySHAP knows its options since 1.8."""
+        new = [int(x) for x in self.version.split(".")[:2]] >= [1, 8]
+        return [peer for peer in peers if new or not peer.startswith("ProxySHAP")]
+
+
+class Elsewhere(Here):
+    """The shapiq of another Python."""
 
     def __init__(self, python):
         pipe = subprocess.PIPE
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {"OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen([python, "-W", "ignore", __file__], stdin=pipe, stdout=pipe, env=environment)
-        self.known = self._read()["version"]
-
-    def version(self):
-        return self.known
+        self.version = self._read()["version"]
 
     def approximate(self, game, n, budget, peer, index, seed):
         self._write(json.dumps([n, budget, peer, index, seed]).encode() + b"\n")
@@ -108,7 +112,7 @@ def serve():
         tell({"masks": len(masks)}, masks.tobytes())
         return np.frombuffer(source.read(8 * len(masks)), np.float64).copy()
 
-    tell({"version": version()})
+    tell({"version": Here.version})
     for line in source:
         n, *rest = json.loads(line)
         pairs, seconds = approximate(game, n, *rest)
