@@ -86,9 +86,6 @@ class Elsewhere(Here):
             self._write(np.asarray(game(masks), np.float64).tobytes())
         return np.array(answer["pairs"]), answer["seconds"]
 
-    def close(self):
-        self.process.communicate()
-
     def _read(self):
         line = self.process.stdout.readline()
         if not line:

@@ -30,8 +30,8 @@ def dual(found):
     return f"""## Dual encoders: cross interactions from equal passes
 
 Error of the matrix of all cross pairs, relative in the Frobenius norm, with as many passes of each encoder; for
-shapiq, which plays the joint game of both sides' players, as many evaluations. Seconds are the
-processor's, outside the encoders. ± is the standard deviation over seeds (10 with MiniLM, 3 with CLIP; of the joint fit 3; of shapiq one
+shapiq, which plays the joint game of both sides' players, as many evaluations. Seconds are the processor's, outside
+the encoders. ± is the standard deviation over seeds (10 with MiniLM, 3 with CLIP; of the joint fit 3; of shapiq one
 seed). MiniLM has its own weights and the truth is enumerated; CLIP has random weights ("hard": three times as large),
 and the truth is our own estimate from 16,384 passes.
 
@@ -53,7 +53,8 @@ def estimators(found):
     ]
     return f"""## Any game: interactions of all pairs
 
-The Shapley interaction index; error relative in the Frobenius norm; the processor's seconds, the game's own among them; one seed.
+The Shapley interaction index; error relative in the Frobenius norm; the processor's seconds, the game's own among
+them; one seed.
 
 {table(("game", "evaluations", "by", "error", "seconds"), rows)}
 """
