@@ -105,10 +105,10 @@ def pointing(found):
     return f"""## The pointing game, insertion and deletion
 
 The demo's model and test scenes of one to four objects, up to three of them named; the players are the 256 patches
-(their features after the convolutions) and the caption's phrases. Pointing: the peak is in the phrase's box.
-Insertion: the mean similarity of phrase and image as patches come in, the best first (more is better); deletion: as
-they go (less is better). "Weighted": the similarity times the patch's weight in the pooled embedding, which is what
-gradient-weighted attention (Grad-ECLIP) sees of this model.
+(their features after the convolutions) and the caption's phrases; interactions are Banzhaf's, from 1,024 coalitions.
+Pointing: the peak is in the phrase's box. Insertion: the mean similarity of phrase and image as patches come in, the
+best first (more is better); deletion: as they go (less is better). "Weighted": the similarity times the patch's
+weight in the pooled embedding, which is what gradient-weighted attention (Grad-ECLIP) sees of this model.
 
 {table(("objects", "phrases", "by", "pointing", "insertion", "deletion"), rows)}
 """
