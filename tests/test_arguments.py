@@ -15,6 +15,7 @@ import loupe_ext
 from loupe_ext import data, explain, games, losses, objective, unsil
 from loupe_ext._settings import Settings
 from loupe_ext.data import Grounded, PairBatches, Pairs, Vocabulary, load
+from loupe_ext.explain import MaskedEncoder, explain_dual_encoder
 from loupe_ext.model import heat, regions, text
 from loupe_ext.model.dual import DualEncoder
 from loupe_ext.model.features import ImageFeatures, TextFeatures
@@ -184,6 +185,7 @@ SAMPLED = {
 GAME = games.MaxMean(torch.rand(2, 3))
 PLAN = loupe_ext.plan(5, 32)
 QUERY = explain.TokenEmbeddings(torch.ones(2, 3))
+ENCODER = MaskedEncoder(lambda masks: masks.double(), 3)
 CAPTIONS = ["a dog", "a red cat"]
 VOCABULARY = Vocabulary.of(CAPTIONS)
 
@@ -380,6 +382,20 @@ CALLS = {
     ),
     "Interactions.top": (loupe_ext.interactions(GAME).top, {"k": a(2)}),
     "Interactions.of_order": (loupe_ext.interactions(GAME).of_order, {"order": a(2)}),
+    "explain_dual_encoder": (
+        explain_dual_encoder,
+        {
+            "image": a(ENCODER),
+            "text": a(ENCODER, "empty list"),
+            **INDEX,
+            "num_coalitions": a(32),
+            "within": a((), "empty list"),
+            "seed": a(0),
+            "batch_size": a(64),
+            "tolerance": a(None, "float, huge"),
+            "progress": flag(),
+        },
+    ),
     "MaxMean": (
         games.MaxMean,
         {

@@ -1,6 +1,7 @@
 """Interactions of any game, and why a vision-language or a late-interaction model scores as it does."""
 
 from loupe_ext.explain.aggregate import aggregate
+from loupe_ext.explain.dual_encoder import explain_dual_encoder
 from loupe_ext.explain.encoders import MaskedEncoder, TokenEmbeddings
 from loupe_ext.explain.explanations import DualEncoderExplanation, LateInteractionExplanation
 from loupe_ext.explain.interactions import interactions
@@ -18,6 +19,7 @@ __all__ = [
     "Players",
     "TokenEmbeddings",
     "aggregate",
+    "explain_dual_encoder",
     "explain_late_interaction",
     "interactions",
     "plan",
