@@ -74,7 +74,7 @@ def test_scenes_have_so_many_objects(count):
 
 def test_masked_clip_sees_only_what_is_there():
     pytest.importorskip("transformers")
-    for side in models.clip(2, 3, width=24, layers=1):
+    for side in models.random_clip(2, 3, width=24, layers=1):
         n = side.n
         masks = torch.zeros(2, n, dtype=torch.bool)
         masks[1] = True
@@ -95,17 +95,20 @@ def test_every_part_at_toy_sizes(tmp_path, monkeypatch):
     results, page = tmp_path / "explain.json", tmp_path / "explain.md"
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     common = ["--quick", "--results", str(results), "--table", str(page)]
-    command.main(["dual", "estimators", *common])
+    command.main(["minilm", "clip", "estimators", *common])
     command.main(["late", "pointing", *common])
     found = json.loads(results.read_text())
     assert list(found) == list(command.PARTS)
     assert all(map(math.isfinite, numbers(found)))
-    ours = [row["error"] for row in found["dual"]["errors"] if row["method"] == "loupe_ext"]
-    assert len(ours) == 3
-    assert max(ours) < 1e-6
-    assert all(row["error"] > 1e-6 for row in found["dual"]["errors"] if row["method"] != "loupe_ext")
-    assert [x["coverage"] for x in found["dual"]["coverage"]] == [1, 1]
-    assert found["dual"]["overhead"]["share"] > 0
+    rows = found["minilm"]["errors"] + found["clip"]["errors"]
+    ours = [row["error"] for row in rows if row["method"] == "loupe_ext"]
+    assert len(ours) == 4
+    assert max(ours) < 1e-9
+    others = [row["error"] for row in rows if row["method"] != "loupe_ext"]
+    assert len(others) > 4
+    assert min(others) > 1e-6
+    assert [x["coverage"] for part in ("minilm", "clip") for x in found[part]["coverage"]] == [1] * 4
+    assert found["clip"]["overhead"]["share"] > 0
     for row in found["late"]["rows"]:
         assert -1 <= row["correlation"]["mean"] <= 1
         assert all(0 <= row[name]["mean"] <= 1 for name in ("first", "pair", "idle"))
@@ -114,12 +117,14 @@ def test_every_part_at_toy_sizes(tmp_path, monkeypatch):
     assert all(0 <= row["hits"] <= 1 for row in points.values())
     text = page.read_text()
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
-        "## Dual encoders: cross interactions from equal passes",
+        "## Dual encoders: cross interactions from equal passes, MiniLM",
+        "## Dual encoders: the architecture of CLIP",
         "## Late interaction: sentences against their deletion",
         "## Any game: interactions of all pairs",
         "## The pointing game, insertion and deletion",
     ]
-    errors = [float(line.split("|")[5].split()[0]) for line in text.splitlines() if line.startswith("| CLIP 4 x 3")]
+    lines = [line.split("|") for line in text.splitlines() if line.startswith("| CLIP, mild, 4 x 3 | banzhaf | 16 | ")]
+    errors = [float(cells[5].split()[0]) for cells in lines if len(cells) == 9]
     assert errors == sorted(errors)
     assert len(errors) > 2
     before = text
@@ -131,4 +136,4 @@ def test_every_part_at_toy_sizes(tmp_path, monkeypatch):
 def test_an_unknown_part_is_named(capsys):
     with pytest.raises(SystemExit):
         command.main(["duel"])
-    assert "expected dual, estimators, late, pointing, got duel" in capsys.readouterr().err
+    assert "expected minilm, clip, estimators, late, pointing, got duel" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Explanations beside the peers: python -m bench.explain {dual,estimators,late,pointing} ... [--quick]
+"""Explanations beside the peers: python -m bench.explain {minilm,clip,estimators,late,pointing} ... [--quick]
 
 Each part that is named runs (a few minutes on a core), puts its figures into bench/results/explain.json, and
 docs/explain-peers.md is written anew from all that are there; with no part named, that alone. `--shapiq PYTHON`: the
@@ -8,6 +8,7 @@ then stand for those of the shapiq installed here.
 
 import argparse
 import datetime
+import functools
 import json
 import os
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 
 from bench.explain import dual, estimators, late, pointing, shapiq_peers, tables
 
-PARTS = ("dual", "estimators", "late", "pointing")
+PARTS = ("minilm", "clip", "estimators", "late", "pointing")
 
 
 def main(arguments=None):
@@ -32,12 +33,16 @@ def main(arguments=None):
         parser.error(f"part: expected {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     torch.set_num_threads(1)
     results = json.loads(options.results.read_text()) if options.results.exists() else {}
+    where = shapiq_peers.Elsewhere(options.shapiq) if options.shapiq else shapiq_peers.Here()
+    runs = {
+        "minilm": functools.partial(dual.minilm, where),
+        "clip": functools.partial(dual.clip, where),
+        "estimators": functools.partial(estimators.run, where),
+        "late": late.run,
+        "pointing": functools.partial(pointing.run, folder=options.model),
+    }
     for part in options.parts:
-        if part in ("dual", "estimators"):
-            where = shapiq_peers.Elsewhere(options.shapiq) if options.shapiq else shapiq_peers.Here()
-            found = (dual if part == "dual" else estimators).run(where, options.quick)
-        else:
-            found = late.run(options.quick) if part == "late" else pointing.run(options.quick, options.model)
+        found = runs[part](options.quick)
         about = {"date": datetime.date.today().isoformat(), "cores": os.cpu_count(), "torch": torch.__version__}
         results[part] = {"about": about, **found}
         options.results.write_text(json.dumps(results, indent=1) + "\n")

@@ -32,7 +32,7 @@ def sentence(text):
     return MaskedEncoder(embed, tokenizer.convert_ids_to_tokens(inputs[0])[1:-1])
 
 
-def clip(side, tokens, width=96, layers=4, scale=1.0, seed=0):
+def random_clip(side, tokens, width=48, layers=3, scale=1.0, seed=0):
     """Image (side x side patches) and text of a `CLIPModel` with random weights, `scale` times as large as its own.
 
     The picture is of noise; absent patches and tokens are masked in every layer's attention.
