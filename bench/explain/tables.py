@@ -13,11 +13,15 @@ def _error(row):
     return f"{row['error']:.3f}{spread}"
 
 
+def _seconds(row):
+    return f"{row['seconds']:.0f}" if row["seconds"] >= 10 else f"{row['seconds']:.2g}"
+
+
 def dual(title, about):
     def section(found):
         games = dict.fromkeys((row["index"], row["game"], row["passes"]) for row in found["errors"])
         rows = [
-            (game, index, passes, row["method"], _error(row), f"{row['seconds']:.2g}", row["seeds"])
+            (game, index, passes, row["method"], _error(row), _seconds(row), row["seeds"])
             for index, game, passes in games
             for row in sorted(found["errors"], key=lambda row: row["error"])
             if (row["index"], row["game"], row["passes"]) == (index, game, passes)
@@ -55,7 +59,7 @@ CLIP = """As above, with random weights ("hard": three times as large; of us alo
 
 def estimators(found):
     rows = [
-        (row["game"], f"{row['evaluations']:,}", row["method"], f"{100 * row['error']:.1f} %", f"{row['seconds']:.2g}")
+        (row["game"], f"{row['evaluations']:,}", row["method"], f"{100 * row['error']:.1f} %", _seconds(row))
         for row in sorted(found["rows"], key=lambda row: (row["game"], row["error"]))
     ]
     return f"""## Any game: interactions of all pairs
