@@ -53,8 +53,8 @@ At {over["game"]} players and {over["passes"]} passes of each encoder, all that 
 MINILM = """Error of the matrix of all cross pairs, relative in the Frobenius norm, with as many passes of each encoder;
 for shapiq, which plays the joint game of both sides' players, as many evaluations. Seconds are the processor's, outside
 the encoders; ± is the standard deviation over seeds. The truth is enumerated."""
-CLIP = """As above, with random weights ("hard": three times as large; of us alone). The truth is our own estimate from
-16,384 passes, whose error is about a quarter of that from 1,024."""
+CLIP = """As above, with random weights ("hard": three times as large; of us alone), and without SVARM-IQ, which takes
+many minutes for 61 players. The truth is our own estimate from 16,384 passes, whose error is about a quarter of that from 1,024."""
 
 
 def estimators(found):
