@@ -126,6 +126,8 @@ def compare(game, image, text, true, index, budgets, seeds, where):
         if index == "banzhaf":
             add("joint least squares (FIxLIP)", K, [by_joint_fit(image, text, K, 0)])
         for peer in where.known(PEERS[index]):
+            if peer == "SVARM-IQ" and image.n + text.n > 60:
+                continue  # it takes many minutes
             add(f"{peer} (shapiq {where.version})", K, [by_shapiq(where, peer, image, text, K, index, 0)])
     return rows
 

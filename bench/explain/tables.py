@@ -42,7 +42,7 @@ How many of the intervals of 1.96 standard errors hold the truth, over all pairs
         if over := found.get("overhead"):
             share = f"{100 * over['share']:.2f} %"
             text += f"""
-At {over["game"]} players and {over["passes"]} passes of each encoder, all that is not the encoders takes {share} of the
+At {over["game"]} and {over["passes"]} passes of each encoder, all that is not the encoders takes {share} of the
 {over["encoders"]:.1f} s that they take.
 """
         return text
@@ -53,8 +53,9 @@ At {over["game"]} players and {over["passes"]} passes of each encoder, all that 
 MINILM = """Error of the matrix of all cross pairs, relative in the Frobenius norm, with as many passes of each encoder;
 for shapiq, which plays the joint game of both sides' players, as many evaluations. Seconds are the processor's, outside
 the encoders; ± is the standard deviation over seeds. The truth is enumerated."""
-CLIP = """As above, with random weights ("hard": three times as large; of us alone). The truth is our own estimate from
-16,384 passes, whose error is about a quarter of that from 1,024."""
+CLIP = """As above, with random weights ("hard": three times as large; of us alone), and without SVARM-IQ, which takes
+many minutes for 61 players. The truth is our own estimate from 16,384 passes, whose error is about a quarter of that
+from 1,024."""
 
 
 def estimators(found):
