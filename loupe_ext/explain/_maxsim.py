@@ -15,6 +15,8 @@ def token_pairs(scores: Tensor, tokens: Tensor, *, index: str, p: float, documen
 
     A NaN or infinite score makes all those of its document NaN.
     """
+    if tokens.shape[1] < 2:
+        return torch.zeros(*tokens.shape, tokens.shape[1], dtype=torch.float64, device=scores.device)
     columns = _columns(scores, document_lengths)
     chosen = columns.gather(2, tokens[:, None].expand(-1, columns.shape[1], -1))  # [B, N, k]
     gains = _gains(columns, chosen, document_lengths, index, p)
