@@ -245,8 +245,8 @@ def _explain(options: argparse.Namespace) -> None:
     import json
 
     from loupe_ext._checks import as_device, check_index
+    from loupe_ext.cli_explain import Request, explain, show
     from loupe_ext.explain import write_page
-    from loupe_ext.explain.command import Request, explain, show
 
     check_index("banzhaf", options.p)
     as_device("--device", options.device)

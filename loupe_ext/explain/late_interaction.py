@@ -13,7 +13,7 @@ from loupe_ext.explain._maxsim import token_pairs
 from loupe_ext.explain.encoders import TokenEmbeddings
 from loupe_ext.explain.explanations import LateInteractionExplanation
 from loupe_ext.explain.players import Players
-from loupe_ext.ops import maxsim_credit
+from loupe_ext.ops.maxsim_credit import maxsim_credit
 
 BATCH = 2**19  # scores at a time
 

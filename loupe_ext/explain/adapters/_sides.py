@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from loupe_ext._checks import check_choice, check_int, check_tensor
+from loupe_ext._checks import check_choice, check_int, check_kind, check_tensor
 from loupe_ext.data.pictures import read_picture
 from loupe_ext.explain.players import Players
 from loupe_ext.extras import needs
@@ -92,6 +92,7 @@ def text_players(
     always there: marks of the tokenizer, and what touches no player.
     """
     check_choice("players", players, ("words", "phrases", "tokens"))
+    check_kind("chunker", chunker, Callable, "a callable")
     if players == "tokens":
         found = [place for place in places if place[0] < place[1]]
         owner, numbers = [], iter(range(len(found)))

@@ -18,7 +18,7 @@ from loupe_ext.explain.adapters._sides import (
     text_players,
 )
 from loupe_ext.explain.encoders import MaskedEncoder
-from loupe_ext.model.clip import ClipFeatures, check_chunker
+from loupe_ext.model.clip import ClipFeatures
 from loupe_ext.model.features import device_of
 from loupe_ext.phrases import Chunker, chunk
 
@@ -126,7 +126,7 @@ class ClipEncoders:
         check_eval(self.model)
         text = self.model.text_model
         ids, places = located(self.processor.tokenizer, caption, truncation=True, **self.padding)
-        found, owner = text_players(players, caption, places, check_chunker(chunker))
+        found, owner = text_players(players, caption, places, chunker)
         if owner[self._pooled_at(ids)] >= 0:
             raise ValueError(f"caption: expected an end that the tokenizer marks, got {caption[-80:]!r} cut off")
 

@@ -20,7 +20,7 @@ from loupe_ext.explain.adapters._sides import (
 )
 from loupe_ext.explain.encoders import MaskedEncoder
 from loupe_ext.extras import needs
-from loupe_ext.model.clip import check_chunker, check_texts
+from loupe_ext.model.clip import check_texts
 from loupe_ext.model.features import device_of
 from loupe_ext.model.open_clip import OpenClipFeatures, OpenClipTokenizer
 from loupe_ext.phrases import Chunker, chunk, tokens
@@ -140,7 +140,7 @@ class OpenClipEncoders:
         check_eval(self.model)
         tower = getattr(self.model, "text", self.model)
         ids, text, places = self._located(check_texts([caption])[0])
-        found, owner = text_players(players, text, places, check_chunker(chunker))
+        found, owner = text_players(players, text, places, chunker)
         at = self._pooled_at(tower, ids)
         if at is not None and owner[at] >= 0:
             raise ValueError(f"caption: expected an end that the tokenizer marks, got {caption[-80:]!r} cut off")

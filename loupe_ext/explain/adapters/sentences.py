@@ -10,7 +10,6 @@ from loupe_ext._dtypes import at_least_float32, directions
 from loupe_ext.explain.adapters._sides import located, presence, text_players
 from loupe_ext.explain.encoders import MaskedEncoder
 from loupe_ext.extras import needs
-from loupe_ext.model.clip import check_chunker
 from loupe_ext.phrases import Chunker, chunk
 
 
@@ -74,7 +73,7 @@ class SentenceEncoders:
             raise ValueError("model: expected the tokens of its tokenizer, got others from its preprocessing")
         ahead = len(prompt)
         places = [(max(a, ahead) - ahead, b - ahead) if b > max(a, ahead) else (0, 0) for a, b in places]
-        found, owner = text_players(players, caption, places, check_chunker(chunker))
+        found, owner = text_players(players, caption, places, chunker)
 
         @torch.no_grad()
         def encode(masks: Tensor, ids: Tensor = ids) -> Tensor:

@@ -11,8 +11,8 @@ pytest.importorskip("transformers")
 from PIL import Image
 
 from loupe_ext.cli import main
+from loupe_ext.cli_explain import model_kind, rounded
 from loupe_ext.explain import DualEncoderExplanation, LateInteractionExplanation
-from loupe_ext.explain.command import model_kind, rounded
 from tests.explained import NASTY
 from tests.test_explain_adapters import CAPTION, clip_like, picture, tokenizer
 
