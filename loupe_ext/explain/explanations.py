@@ -99,10 +99,13 @@ class Explanation:
             if not isinstance(getattr(self, side), Players):
                 raise TypeError(f"{side}: expected Players, got {type(getattr(self, side)).__name__}")
         check_index(self.index, self.p)  # type: ignore[attr-defined]
-        for name in ("score", "baseline"):
-            value = getattr(self, name, 0.0)
+        for name in ("score", "baseline", "p"):
+            if not hasattr(self, name):
+                continue
+            value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise TypeError(f"{name}: expected a float, got {type(value).__name__}")
+            object.__setattr__(self, name, float(value))  # which JSON knows, as it does not NumPy's or a fraction
 
     def _check(self, shapes: dict[str, tuple[int, ...]]) -> None:
         for name, shape in shapes.items():
@@ -303,7 +306,9 @@ class LateInteractionExplanation(Explanation):
             credit=credit,
             winners=empty.index_add(0, at, self.winners),
             pair_tokens=tokens,
-            pairs=token_pairs(scores[None], tokens[None], index=self.index, p=self.p, document_lengths=length)[0],
+            pairs=token_pairs(
+                scores[None].detach().double(), tokens[None], index=self.index, p=self.p, document_lengths=length
+            )[0],
         )
 
     def by_words(self) -> "LateInteractionExplanation":
