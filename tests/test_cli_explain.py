@@ -1,6 +1,7 @@
 """`loupe explain`: every kind of model found by its files, a table and a page; one line for what is wrong."""
 
 import json
+import shutil
 
 import pytest
 
@@ -116,6 +117,9 @@ def test_documents_of_an_embedder(folders, tmp_path, capsys):
         (["--query", "dog", "one.txt", "--out", "/dev/null/x"], "--out"),
         (["--query", "dog", "one.txt", "--json", "/dev/null/x"], "--json"),
         (["--query", "dog", "one.txt", "--device", "cuda:77x"], "--device"),
+        (["--query", "dog", "one.txt", "--device", "meta"], "--device: expected one that is here"),
+        (["--query", "dog", "one.txt", "--device", "cuda:99"], "--device: expected one that is here"),
+        (["--query", "dog", "one.txt", "--out", "x", "--json", "./x"], "--json: expected another file than --out"),
         (["--query", "dog", "one.txt", "--p", "1"], "p: expected"),
     ],
 )
@@ -130,6 +134,26 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(options, said, folders, 
     message = capsys.readouterr().err
     assert said in message
     assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("clip/model.safetensors", "x"),
+        ("late/modules.json", '[{"idx": 0}]'),
+        ("sentences/modules.json", '[{"idx": 0}]'),
+        ("clip/config.json", '{"architectures": 3}'),
+        ("clip/config.json", "[" * 100_000),
+        ("clip/config.json", '{"model_type": "siglip", "text_config": 3}'),
+    ],
+)
+def test_damaged_models_are_refused(file, content, folders, tmp_path, capsys):
+    model = shutil.copytree(folders / file.split("/")[0], tmp_path / "model")
+    (model / file.split("/")[1]).write_text(content)
+    image = ["--image", str(folders / "documents" / "picture.png"), "--caption", "a dog"]
+    options = image if "clip" in file else ["--query", "dog", documents(folders)[0]]
+    assert main(["explain", "--model", str(model), "--out", str(tmp_path / "x.html"), *options]) == 2
+    assert capsys.readouterr().err.startswith("loupe: --model: expected ")
 
 
 def test_digits_are_those_that_the_error_supports():

@@ -1,5 +1,6 @@
 """What explanations hold: players and their groups, masked encoders, token embeddings; kept and read again."""
 
+import base64
 import json
 import re
 from dataclasses import replace
@@ -159,6 +160,17 @@ def test_damaged_files_are_refused(tmp_path):
             pytest.fail(f"{said} was taken: {LateInteractionExplanation.load(path)}")
         tried += 1
     assert tried > 100
+    png = bytearray(base64.b64decode(stored["document"]["picture"]))
+    at = png.index(b"IDAT")
+    png[at - 4 : at] = (8).to_bytes(4, "big")  # what follows is then no chunk
+    stored["document"]["picture"] = base64.b64encode(png).decode()
+    path.write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="path: expected a saved explanation"):
+        LateInteractionExplanation.load(path)
+    for name in ("method", "image_passes", "text_passes"):
+        path.write_text(json.dumps({**dual().to_dict(), name: None}))
+        with pytest.raises(ValueError, match=f"path: expected a saved explanation, .*{name}: expected"):
+            DualEncoderExplanation.load(path)
     with pytest.raises(FileNotFoundError):
         LateInteractionExplanation.load(tmp_path / "none.json")
     path.write_text(json.dumps(dual().to_dict()))

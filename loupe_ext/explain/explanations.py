@@ -162,6 +162,10 @@ class DualEncoderExplanation(Explanation):
 
     def __post_init__(self) -> None:
         self._check_players("image", "text")
+        if not isinstance(self.method, str):
+            raise TypeError(f"method: expected a str, got {type(self.method).__name__}")
+        for name in ("image_passes", "text_passes"):
+            object.__setattr__(self, name, check_int(name, getattr(self, name), 0, 2**63 - 1))
         m, n = self.image.n, self.text.n
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("pairs", "pair_errors"), (m, n))
         shapes |= {"image_values": (m,), "image_value_errors": (m,), "text_values": (n,), "text_value_errors": (n,)}

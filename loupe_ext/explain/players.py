@@ -238,4 +238,7 @@ def _pixels(file: bytes) -> Tensor:
     with needs("pillow"):
         import numpy as np
         from PIL import Image
-    return torch.from_numpy(np.array(Image.open(io.BytesIO(file)).convert("RGB")))
+    try:
+        return torch.from_numpy(np.array(Image.open(io.BytesIO(file)).convert("RGB")))
+    except SyntaxError as error:  # what Pillow raises of a broken chunk
+        raise ValueError(f"picture: expected a PNG file, got a broken one ({error})") from error
