@@ -122,7 +122,7 @@ def read_document(file: Path) -> Any:
 
         return as_image(file)
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")  # a mark of the byte order is no content
     except UnicodeDecodeError as error:
         raise ValueError(f"FILE: expected a text in UTF-8 or a picture, got {file} ({error})") from error
 

@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 from PIL import Image
 
 from loupe_ext.cli import main
-from loupe_ext.cli_explain import model_kind, rounded
+from loupe_ext.cli_explain import model_kind, read_document, rounded
 from loupe_ext.explain import DualEncoderExplanation, LateInteractionExplanation
 from tests.explained import NASTY
 from tests.test_explain_adapters import CAPTION, clip_like, picture, tokenizer
@@ -92,6 +92,11 @@ def test_captions_of_a_picture(folders, tmp_path, capsys):
     assert {x.index for x in found} == {"shapley"}
     assert "±" in capsys.readouterr().out
     assert main(["explain", *options, *captions, "--num-coalitions", "128", "--players", "tokens"]) == 0
+
+
+def test_a_mark_of_the_byte_order_is_no_content(tmp_path):
+    (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfa dog")
+    assert read_document(tmp_path / "x.txt") == "a dog"
 
 
 def test_documents_of_an_embedder(folders, tmp_path, capsys):

@@ -87,7 +87,7 @@ def explain_dual_encoder(
         image, text: a side each, or a sequence of texts. Embeddings of both have the same d, and their dtype does not
             matter: everything after is float64 on the CPU.
         index: "banzhaf", or "shapley".
-        p: a player's probability in "banzhaf".
+        p: a player's probability in "banzhaf". (Of a side not enumerated, 1e-6 and 1 - 1e-6 stand for all beyond.)
         num_coalitions: passes of each encoder at most, besides the two of all players and of none.
         within: "image", "text" or both: the sides whose own pairs are wanted too. Unless the side is enumerated, it
             must have at most 90 players, and num_coalitions be n^2 or more: errors were .5 to .7 of the
