@@ -244,16 +244,25 @@ def _add_explain(command: argparse.ArgumentParser) -> None:
 def _explain(options: argparse.Namespace) -> None:
     import json
 
+    import torch
+
     from loupe_ext._checks import as_device, check_index
     from loupe_ext.cli_explain import Request, explain, show
     from loupe_ext.explain import write_page
 
     check_index("banzhaf", options.p)
-    as_device("--device", options.device)
+    device = as_device("--device", options.device)
+    try:
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # the latter of a build without CUDA
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--device: expected one that is here, got {options.device} ({reason})") from None
     require("pillow", "rich")
     check_writable("--out", options.out)
     if options.json:
         check_writable("--json", options.json)
+        if options.json.resolve() == options.out.resolve():
+            raise ValueError(f"--json: expected another file than --out, got {options.json}")
     shared = ("model", "query", "files", "image", "captions", "index", "p", "players", "superpixels", "seed", "device")
     chosen = {name: getattr(options, name) for name in (*shared, "batch_size", "num_coalitions")}
     found = explain(Request(**chosen))

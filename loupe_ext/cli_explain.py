@@ -1,9 +1,10 @@
 """What `loupe explain` does: find the model's kind, explain, print a table."""
 
+import contextlib
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,11 +75,13 @@ def model_kind(name: str) -> str:
     from loupe_ext.train.pretrained import FORMAT
 
     config = _read(name, "config.json")
+    architectures = config.get("architectures")
+    architectures = architectures if isinstance(architectures, list) else []
     sentences = _read(name, "config_sentence_transformers.json")
     kind = sentences.get("model_type")
     if config.get("format") == FORMAT:
         return "our own"
-    if kind in LATE or any("ForRetrieval" in str(x) or x == "HF_ColBERT" for x in config.get("architectures") or ()):
+    if kind in LATE or any("ForRetrieval" in str(x) or x == "HF_ColBERT" for x in architectures):
         return "late interaction"
     if config.get("model_type") in CLIP:
         return "images and captions"
@@ -107,7 +110,7 @@ def _read(name: str, file: str) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--model: expected JSON in {path}, got {error}") from error
     return found if isinstance(found, dict) else {"list": found}
 
@@ -119,7 +122,7 @@ def read_document(file: Path) -> Any:
 
         return as_image(file)
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")  # a mark of the byte order is no content
     except UnicodeDecodeError as error:
         raise ValueError(f"FILE: expected a text in UTF-8 or a picture, got {file} ({error})") from error
 
@@ -129,8 +132,9 @@ def _late(request: Request, contents: dict[str, Any]) -> list[LateInteractionExp
 
     with needs("sentence-transformers"):
         from sentence_transformers import MultiVectorEncoder
-    _quiet()
-    tokens = MultiVectorTokens(MultiVectorEncoder(request.model, device=request.device), request.batch_size)
+    with _loading(request):
+        model = MultiVectorEncoder(request.model, device=request.device)
+    tokens = MultiVectorTokens(model, request.batch_size)
     documents = tokens.documents(list(contents.values()), list(contents))
     assert request.query is not None
     return explain_late_interaction(
@@ -161,31 +165,46 @@ def _dual(request: Request, kind: str, contents: dict[str, Any]) -> list[DualEnc
 
 
 def _encoders(request: Request, kind: str) -> Any:
-    _quiet()
     if kind == "our own":
         from loupe_ext.explain.adapters.own import OwnEncoders
         from loupe_ext.train import from_pretrained
 
-        return OwnEncoders(from_pretrained(request.model).model.to(request.device))
+        with _loading(request):
+            own = from_pretrained(request.model).model.to(request.device)
+        return OwnEncoders(own)
     if kind == "sentences":
         from loupe_ext.explain.adapters.sentences import SentenceEncoders
 
         with needs("sentence-transformers"):
             from sentence_transformers import SentenceTransformer
-        return SentenceEncoders(SentenceTransformer(request.model, device=request.device))
+        with _loading(request):
+            model = SentenceTransformer(request.model, device=request.device)
+        return SentenceEncoders(model)
     from loupe_ext.explain.adapters.clip import ClipEncoders
 
     with needs("transformers"):
         from transformers import AutoModel, AutoProcessor
-    model = AutoModel.from_pretrained(request.model).eval().to(request.device)
-    return ClipEncoders(model, AutoProcessor.from_pretrained(request.model))
+    with _loading(request):
+        model = AutoModel.from_pretrained(request.model).eval().to(request.device)
+        processor = AutoProcessor.from_pretrained(request.model)
+    return ClipEncoders(model, processor)
 
 
-def _quiet() -> None:
-    """No bars of loading in what is printed."""
+@contextlib.contextmanager
+def _loading(request: Request) -> Iterator[None]:
+    """Without bars in what is printed; a damaged model ends in whatever error its library happens on."""
     with needs("transformers"):
         from transformers.utils import logging
     logging.disable_progress_bar()
+    try:
+        yield
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        if "out of memory" in str(error):
+            raise
+        said = f"{type(error).__name__}: {error}"
+        raise ValueError(f"--model: expected a model that can be loaded, got {request.model} ({said})") from error
 
 
 def show(explanations: Sequence[Explanation], k: int) -> None:

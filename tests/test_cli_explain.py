@@ -1,6 +1,7 @@
 """`loupe explain`: every kind of model found by its files, a table and a page; one line for what is wrong."""
 
 import json
+import shutil
 
 import pytest
 
@@ -11,7 +12,7 @@ pytest.importorskip("transformers")
 from PIL import Image
 
 from loupe_ext.cli import main
-from loupe_ext.cli_explain import model_kind, rounded
+from loupe_ext.cli_explain import model_kind, read_document, rounded
 from loupe_ext.explain import DualEncoderExplanation, LateInteractionExplanation
 from tests.explained import NASTY
 from tests.test_explain_adapters import CAPTION, clip_like, picture, tokenizer
@@ -93,6 +94,11 @@ def test_captions_of_a_picture(folders, tmp_path, capsys):
     assert main(["explain", *options, *captions, "--num-coalitions", "128", "--players", "tokens"]) == 0
 
 
+def test_a_mark_of_the_byte_order_is_no_content(tmp_path):
+    (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfa dog")
+    assert read_document(tmp_path / "x.txt") == "a dog"
+
+
 def test_documents_of_an_embedder(folders, tmp_path, capsys):
     options = ["--model", str(folders / "sentences"), "--query", "a small dog", "--out", str(tmp_path / "page.html")]
     assert main(["explain", *options, documents(folders)[0], "--num-coalitions", "128"]) == 0
@@ -116,6 +122,9 @@ def test_documents_of_an_embedder(folders, tmp_path, capsys):
         (["--query", "dog", "one.txt", "--out", "/dev/null/x"], "--out"),
         (["--query", "dog", "one.txt", "--json", "/dev/null/x"], "--json"),
         (["--query", "dog", "one.txt", "--device", "cuda:77x"], "--device"),
+        (["--query", "dog", "one.txt", "--device", "meta"], "--device: expected one that is here"),
+        (["--query", "dog", "one.txt", "--device", "cuda:99"], "--device: expected one that is here"),
+        (["--query", "dog", "one.txt", "--out", "x", "--json", "./x"], "--json: expected another file than --out"),
         (["--query", "dog", "one.txt", "--p", "1"], "p: expected"),
     ],
 )
@@ -130,6 +139,26 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(options, said, folders, 
     message = capsys.readouterr().err
     assert said in message
     assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("clip/model.safetensors", "x"),
+        ("late/modules.json", '[{"idx": 0}]'),
+        ("sentences/modules.json", '[{"idx": 0}]'),
+        ("clip/config.json", '{"architectures": 3}'),
+        ("clip/config.json", "[" * 100_000),
+        ("clip/config.json", '{"model_type": "siglip", "text_config": 3}'),
+    ],
+)
+def test_damaged_models_are_refused(file, content, folders, tmp_path, capsys):
+    model = shutil.copytree(folders / file.split("/")[0], tmp_path / "model")
+    (model / file.split("/")[1]).write_text(content)
+    image = ["--image", str(folders / "documents" / "picture.png"), "--caption", "a dog"]
+    options = image if "clip" in file else ["--query", "dog", documents(folders)[0]]
+    assert main(["explain", "--model", str(model), "--out", str(tmp_path / "x.html"), *options]) == 2
+    assert capsys.readouterr().err.startswith("loupe: --model: expected ")
 
 
 def test_digits_are_those_that_the_error_supports():

@@ -141,12 +141,18 @@ def test_players_that_do_nothing_and_constant_encoders(index, p):
     assert found.text_values.abs().max() > 0.1
 
 
-@pytest.mark.parametrize("p", [1e-6, 1 - 1e-6])
+@pytest.mark.parametrize("p", [5e-324, 1e-12, 1e-6, 1 - 1e-6, 1 - 1e-16])
 def test_rare_players_and_rare_absences(p):
     image, text = sides(12, 5)
     found = explain_dual_encoder(image, text, p=p, num_coalitions=200)
     want = explain_dual_encoder(image, text, p=p, num_coalitions=2**12).pairs
     torch.testing.assert_close(found.pairs, want, rtol=0, atol=2e-3)  # the ridge
+    inside = explain_dual_encoder(image, text, p=p, num_coalitions=200, within=("image", "text"))
+    want = explain_dual_encoder(image, text, p=p, num_coalitions=2**12, within=("image", "text"))
+    assert found.p == p
+    assert want.image_pairs.abs().max() > 0.1
+    assert (inside.image_pairs - want.image_pairs).abs().max() < 0.3 * want.image_pairs.abs().max()
+    torch.testing.assert_close(inside.text_pairs, want.text_pairs, rtol=0, atol=2e-3)
 
 
 def test_a_side_s_own_pairs_do_not_stop_before_they_may():
@@ -194,6 +200,13 @@ def test_half_embeddings(dtype):
     torch.testing.assert_close(found.pairs, want, rtol=0, atol=1e-6 if dtype == torch.float32 else 5e-3)
 
 
+def test_an_encoder_may_reuse_its_buffer():
+    image, text = sides(8, 3)
+    buffer = torch.empty(64, 6, dtype=torch.float64)
+    reusing = MaskedEncoder(lambda masks: buffer[: len(masks)].copy_(image.function(masks)), 8)
+    assert torch.equal(explain_dual_encoder(reusing, text).pairs, explain_dual_encoder(image, text).pairs)
+
+
 def test_bar(capsys):
     pytest.importorskip("rich")
     explain_dual_encoder(*sides(5, 4), progress=True)
@@ -204,6 +217,7 @@ def test_refusals():
     image, text = sides(12, 40)
     few = MaskedEncoder(Encoder(4, d=5), 4)
     broken = MaskedEncoder(lambda m: torch.where(m.any(1, keepdim=True), 1.0, torch.nan).expand(-1, 6), 3)
+    growing = MaskedEncoder(lambda masks: torch.ones(len(masks), 6 if len(masks) == 2 else 5), 12)
     none = MaskedEncoder(Encoder(0), 0)
     for message, arguments, options in (
         (r"image: expected a MaskedEncoder, got str", ("x", text), {}),
@@ -219,6 +233,7 @@ def test_refusals():
         (r"expected at least 1600 for the pairs within the 40 players of text", (image, text), {"within": ["text"]}),
         (r"within: expected 'image' or 'text', got 'both'", (image, text), {"within": ["both"]}),
         (r"text: expected embeddings of the image's length 6, got 5", (image, few), {}),
+        (r"image: expected embeddings of one length, got 6 and 5", (growing, text), {"num_coalitions": 128}),
         (r"text\[0\]: expected finite embeddings, .* where 0 of 3 players are there", (image, [broken]), {}),
     ):
         with pytest.raises((TypeError, ValueError), match=message):

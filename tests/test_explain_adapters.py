@@ -401,6 +401,7 @@ def test_sentences_refuse_what_they_cannot_mask(minilm):
     for call, message in (
         (lambda: SentenceEncoders(transformer), "model: expected a SentenceTransformer, got Transformer"),
         (lambda: encoders.text(3), "caption: expected str, got int"),
+        (lambda: encoders.text("\ud800"), "caption: expected Unicode text, got a lone surrogate at 0"),
         (lambda: encoders.text(" "), "caption: expected a word or more, got ' '"),
         (lambda: encoders.text(QUERY, prompt=3), "prompt: expected None or a str, got 3"),
         (lambda: encoders.text(QUERY, "patches"), "players: expected 'words' or 'phrases' or 'tokens'"),

@@ -68,6 +68,8 @@ def test_documents_are_explained_each_as_if_alone(batch, monkeypatch):
         same(a, b, rtol=0, atol=0)
         assert a.score == b.score
     assert explain_late_interaction(query, []) == []
+    mixed = explain_late_interaction(query, [documents[0], embeddings(5, torch.float64)])
+    assert [x.credit.dtype for x in mixed] == [torch.float32, torch.float64]
 
 
 def test_nan_stays_in_its_document():

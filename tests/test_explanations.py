@@ -1,7 +1,12 @@
 """What explanations hold: players and their groups, masked encoders, token embeddings; kept and read again."""
 
+import base64
 import json
+import re
+from dataclasses import replace
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +16,7 @@ from loupe_ext.explain import (
     MaskedEncoder,
     Players,
     TokenEmbeddings,
+    explain_dual_encoder,
     explain_late_interaction,
 )
 
@@ -116,6 +122,18 @@ def test_nan_and_nothing_are_kept(tmp_path):
     assert again.text_pairs is None
 
 
+@pytest.mark.parametrize("number", [np.float32(0.25), Fraction(1, 4)])
+def test_numbers_of_every_kind_are_kept(number, tmp_path):
+    changed = replace(late(), score=number, p=number)
+    changed.save(tmp_path / "x.json")
+    changed.to_html(tmp_path / "x.html")
+    again = LateInteractionExplanation.load(tmp_path / "x.json")
+    assert (again.score, again.p) == (0.25, 0.25)
+    image = MaskedEncoder(lambda masks: masks.double(), 2)
+    explain_dual_encoder(image, image, p=number).save(tmp_path / "x.json")
+    assert DualEncoderExplanation.load(tmp_path / "x.json").p == 0.25
+
+
 def damaged(stored):
     """Of a stored explanation, what no explanation is."""
     yield "not JSON", "{"
@@ -142,6 +160,17 @@ def test_damaged_files_are_refused(tmp_path):
             pytest.fail(f"{said} was taken: {LateInteractionExplanation.load(path)}")
         tried += 1
     assert tried > 100
+    png = bytearray(base64.b64decode(stored["document"]["picture"]))
+    at = png.index(b"IDAT")
+    png[at - 4 : at] = (8).to_bytes(4, "big")  # what follows is then no chunk
+    stored["document"]["picture"] = base64.b64encode(png).decode()
+    path.write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="path: expected a saved explanation"):
+        LateInteractionExplanation.load(path)
+    for name in ("method", "image_passes", "text_passes"):
+        path.write_text(json.dumps({**dual().to_dict(), name: None}))
+        with pytest.raises(ValueError, match=f"path: expected a saved explanation, .*{name}: expected"):
+            DualEncoderExplanation.load(path)
     with pytest.raises(FileNotFoundError):
         LateInteractionExplanation.load(tmp_path / "none.json")
     path.write_text(json.dumps(dual().to_dict()))
@@ -167,6 +196,12 @@ def test_groups_add_credit_and_keep_the_score():
     a, b = (x.pairs[x.pair_tokens.argsort()][:, x.pair_tokens.argsort()] for x in (grouped, alone))
     torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
     assert found.grouped(range(19)).credit.equal(found.credit)
+
+
+def test_groups_of_half_scores():
+    found = explain_late_interaction(TokenEmbeddings(torch.eye(3)[:2]), TokenEmbeddings(torch.eye(3)))
+    half = replace(found, **{name: getattr(found, name).bfloat16() for name in ("scores", "credit", "winners")})
+    assert torch.equal(half.grouped([0, 1, 1]).pairs, found.grouped([0, 1, 1]).pairs)
 
 
 def test_groups_of_a_text():
@@ -246,6 +281,13 @@ WRONG_PLAYERS = {
     "spans: expected those of a text, both or neither": {"text": "ab"},
     "text: expected a str, got int": {"text": 3, "spans": ((), ())},
     "spans: expected pairs of characters per player, got": {"text": "ab", "spans": (1, 2)},
+    "special: expected a bool per player, got None": {"special": None},
+    "special: expected a bool, got str": {"special": ("no", "no")},
+    "spans: expected pairs of characters per player, got [[(0, 1.5)], []]": {"text": "ab", "spans": [[(0, 1.5)], []]},
+    "spans: expected pairs of characters per player, got [[(0, inf)], []]": {
+        "text": "ab",
+        "spans": [[(0, float("inf"))], []],
+    },
     "spans: expected those of 2 players, got 1": {"text": "ab", "spans": (((0, 1),),)},
     "spans: expected characters 0 to 2 of the text, got 1 to 3": {"text": "ab", "spans": ((), ((1, 3),))},
     "spans: expected characters 0 to 2 of the text, got 2 to 1": {"text": "ab", "spans": ((), ((2, 1),))},
@@ -261,7 +303,7 @@ WRONG_PLAYERS = {
 
 @pytest.mark.parametrize("message", WRONG_PLAYERS)
 def test_wrong_players_are_named(message):
-    with pytest.raises((TypeError, ValueError), match=message.replace("(", r"\(")):
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
         Players(**({"names": ("a", "b")} | WRONG_PLAYERS[message]))
 
 
@@ -295,6 +337,7 @@ def test_wrong_groups_are_named(groups, message):
         (lambda masks: None, "expected a torch.Tensor"),
         (lambda masks: torch.ones(len(masks)), r"expected shape \[K, d\]"),
         (lambda masks: torch.ones(1, 2), "expected 3 embeddings, one per mask, got 1"),
+        (lambda masks: torch.ones(3, 2, device="meta"), "expected embeddings with values, got a tensor on meta"),
     ],
 )
 def test_wrong_results_of_an_encoder_are_named(result, message):
@@ -304,8 +347,15 @@ def test_wrong_results_of_an_encoder_are_named(result, message):
         encoder(torch.ones(3, 2, dtype=torch.bool))
 
 
+@pytest.mark.parametrize("masks", [None, "x", torch.ones(3, 2), torch.ones(3, 3).bool(), torch.ones(0, 2).bool()])
+def test_wrong_masks_are_named(masks):
+    with pytest.raises((TypeError, ValueError), match="masks: expected"):
+        MaskedEncoder(lambda masks: pytest.fail("it was called"), 2)(masks)
+
+
 def test_encoders_give_floats_without_a_graph():
     weight = torch.ones(2, 4, requires_grad=True)
+    assert not MaskedEncoder(lambda masks: weight[: len(masks)], 2)(torch.eye(2).bool()).requires_grad
     for dtype, expected in ((torch.float16, torch.float32), (torch.float64, torch.float64)):
         found = MaskedEncoder(lambda masks, dtype=dtype: (masks.float() @ weight).to(dtype), 2)(torch.eye(2).bool())
         assert found.dtype == expected

@@ -79,6 +79,12 @@ def test_a_nan_stays_in_its_own_pair():
     assert np.array_equal(explanation.plot("on").images[1].get_array(), dual().plot("on").images[1].get_array())
 
 
+def test_a_dollar_is_a_dollar():
+    explanation = dual(text=text_players("$\\frac{$ from $5_ to $6", special=False))
+    for axes in (explanation.plot(0), explanation.plot_links(), explanation.plot_bars(100)):
+        axes.figure.canvas.draw()
+
+
 def test_wrong_arguments_are_named():
     explanation = dual(text=text_players("the cat on the mat", special=False))
     for word, said in (("dog", "the name of 0"), ("the", r"the name of 2 \(give its number\)"), (7, "0 to 4, got 7")):

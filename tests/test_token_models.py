@@ -101,8 +101,11 @@ def test_credit_sees_what_is_said_twice(made, third, winners, credit):
 
 def test_wrong_contents_and_models_are_named(made):
     tokens = MultiVectorTokens(made())
-    with pytest.raises(TypeError, match="text: expected a str, got int"):
+    with pytest.raises(TypeError, match="text: expected str, got int"):
         tokens.query(3)
+    for call, name in ((tokens.query, "text"), (tokens.document, "document")):
+        with pytest.raises(ValueError, match=f"{name}: expected Unicode text, got a lone surrogate at 1"):
+            call("a\ud800")
     with pytest.raises(TypeError, match="document: expected a str or a picture"):
         tokens.documents(["a", 3])
     with pytest.raises(TypeError, match="contents: expected a sequence of documents, got str"):

@@ -13,6 +13,7 @@ from loupe_ext.ops import pack_coalitions, sample_coalitions, sample_permutation
 from loupe_ext.ops.coalitions import MAX_PLAYERS
 
 MAX_SIDE = MAX_PLAYERS - 1  # Hadamard's matrix has a column more
+RARE = 1e-6  # a smaller p (or 1 - p) would draw no two players together; values move by as little
 SPARE = 8  # degrees of freedom left to the residuals, so that standard errors have something to go by
 
 
@@ -51,9 +52,14 @@ def design(n: int, index: Index, p: float, seed: int, stream: int, most: int) ->
     if index == "banzhaf" and p == 0.5:
         half = _hadamard(n, most // 2, seed, stream)
         return Design("folded", torch.cat([half, ~half]), torch.bincount(half.sum(1), minlength=n + 1))
-    counts = _share_out(size_weights(n, index, p), most)
+    counts = _share_out(size_weights(n, index, frequent(p)), most)
     masks = torch.cat([_of_size(n, size, count, seed, stream) for size, count in enumerate(counts) if count])
     return Design("sizes", masks, torch.tensor(counts))
+
+
+def frequent(p: float) -> float:
+    """The probability with which coalitions are drawn for p."""
+    return min(max(p, RARE), 1 - RARE)
 
 
 def _order(n: int) -> int:

@@ -87,7 +87,7 @@ def explain_dual_encoder(
         image, text: a side each, or a sequence of texts. Embeddings of both have the same d, and their dtype does not
             matter: everything after is float64 on the CPU.
         index: "banzhaf", or "shapley".
-        p: a player's probability in "banzhaf".
+        p: a player's probability in "banzhaf". (Of a side not enumerated, 1e-6 and 1 - 1e-6 stand for all beyond.)
         num_coalitions: passes of each encoder at most, besides the two of all players and of none.
         within: "image", "text" or both: the sides whose own pairs are wanted too. Unless the side is enumerated, it
             must have at most 90 players, and num_coalitions be n^2 or more: errors were .5 to .7 of the
@@ -109,6 +109,7 @@ def explain_dual_encoder(
         ImportError: rich is missing, for the bar.
     """
     check_index(index, p)
+    p = float(p)
     seed = check_int("seed", seed, 0, 2**64 - 1)
     num_coalitions = check_int("num_coalitions", num_coalitions, 2, 2**24)
     batch_size = check_int("batch_size", batch_size, 1, 2**24)
@@ -204,13 +205,17 @@ class _Side:
         new = list({key: at for at, key in reversed(list(enumerate(keys))) if key not in self.rows}.values())[::-1]
         if new:
             batches = masks[new].split(self.batch_size)
-            fresh = torch.cat([self._embed(batch) for batch in (self._with_bar(batches) if self.progress else batches)])
+            fresh = [self._embed(batch) for batch in (self._with_bar(batches) if self.progress else batches)]
+            d = self.found.shape[1] or fresh[0].shape[1]
+            other = next((x.shape[1] for x in fresh if x.shape[1] != d), d)
+            if other != d:
+                raise ValueError(f"{self.name}: expected embeddings of one length, got {d} and {other}")
             self.rows |= {keys[at]: len(self.found) + k for k, at in enumerate(new)}
-            self.found = torch.cat([self.found, fresh]) if len(self.found) else fresh
+            self.found = torch.cat([self.found, *fresh] if len(self.found) else fresh)
         return self.found[[self.rows[key] for key in keys]]
 
     def _embed(self, masks: Tensor) -> Tensor:
-        found = self.encoder(masks).to("cpu", torch.float64)
+        found = self.encoder(masks).to("cpu", torch.float64, copy=True)  # who reuses a buffer, overwrites it
         if not found.isfinite().all():
             bad = int(found.isfinite().all(1).logical_not().nonzero()[0])
             players = masks[bad].nonzero().flatten().tolist()
@@ -240,7 +245,8 @@ def _explain(
     if f.shape[1] != g.shape[1]:
         raise ValueError(f"{text.name}: expected embeddings of the image's length {f.shape[1]}, got {g.shape[1]}")
     enumerated = 2 ** max(image.n, text.n) <= num_coalitions
-    nodes, shares = ([p], [1.0]) if index == "banzhaf" else _quadrature(image.n + text.n - 1, enumerated)
+    rare = max(p, 1e-100)  # whose square is a float still
+    nodes, shares = ([rare], [1.0]) if index == "banzhaf" else _quadrature(image.n + text.n - 1, enumerated)
     for most in _budgets(max(image.least, text.least), num_coalitions, tolerance is not None):
         a, b = image.fit(most, nodes), text.fit(most, nodes)
         players = [x.players for x in a], [x.players for x in b]

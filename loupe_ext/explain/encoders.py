@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loupe_ext._checks import check_features, check_int, check_names
+from loupe_ext._checks import check_features, check_int, check_names, check_tensor
 from loupe_ext.explain.players import Players
 
 
@@ -49,9 +49,16 @@ class MaskedEncoder:
         """Embeddings float32 or float64 [K, d] of masks bool [K, n].
 
         Raises:
-            TypeError, ValueError: the function's result is no floating [K, d].
+            TypeError, ValueError: the masks are no bool [K, n] with K of 1 or more, or the function's result no
+                floating [K, d] with values.
         """
-        found = check_features("function's result", self.function(masks), "Kd")
+        check_tensor("masks", masks)
+        if masks.dtype != torch.bool or masks.dim() != 2 or not len(masks) or masks.shape[1] != self.n:
+            got = f"{masks.dtype} {tuple(masks.shape)}"
+            raise ValueError(f"masks: expected bool [K, {self.n}], K at least 1, got {got}")
+        found = check_features("function's result", self.function(masks), "Kd").detach()
+        if found.is_meta:
+            raise ValueError("function's result: expected embeddings with values, got a tensor on meta")
         if len(found) != len(masks):
             raise ValueError(f"function's result: expected {len(masks)} embeddings, one per mask, got {len(found)}")
         return found if found.dtype in (torch.float32, torch.float64) else found.float()

@@ -99,10 +99,13 @@ class Explanation:
             if not isinstance(getattr(self, side), Players):
                 raise TypeError(f"{side}: expected Players, got {type(getattr(self, side)).__name__}")
         check_index(self.index, self.p)  # type: ignore[attr-defined]
-        for name in ("score", "baseline"):
-            value = getattr(self, name, 0.0)
+        for name in ("score", "baseline", "p"):
+            if not hasattr(self, name):
+                continue
+            value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise TypeError(f"{name}: expected a float, got {type(value).__name__}")
+            object.__setattr__(self, name, float(value))  # which JSON knows, as it does not NumPy's or a fraction
 
     def _check(self, shapes: dict[str, tuple[int, ...]]) -> None:
         for name, shape in shapes.items():
@@ -159,6 +162,10 @@ class DualEncoderExplanation(Explanation):
 
     def __post_init__(self) -> None:
         self._check_players("image", "text")
+        if not isinstance(self.method, str):
+            raise TypeError(f"method: expected a str, got {type(self.method).__name__}")
+        for name in ("image_passes", "text_passes"):
+            object.__setattr__(self, name, check_int(name, getattr(self, name), 0, 2**63 - 1))
         m, n = self.image.n, self.text.n
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("pairs", "pair_errors"), (m, n))
         shapes |= {"image_values": (m,), "image_value_errors": (m,), "text_values": (n,), "text_value_errors": (n,)}
@@ -303,7 +310,9 @@ class LateInteractionExplanation(Explanation):
             credit=credit,
             winners=empty.index_add(0, at, self.winners),
             pair_tokens=tokens,
-            pairs=token_pairs(scores[None], tokens[None], index=self.index, p=self.p, document_lengths=length)[0],
+            pairs=token_pairs(
+                scores[None].detach().double(), tokens[None], index=self.index, p=self.p, document_lengths=length
+            )[0],
         )
 
     def by_words(self) -> "LateInteractionExplanation":

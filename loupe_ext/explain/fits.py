@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loupe_ext.explain.designs import Design
+from loupe_ext.explain.designs import Design, frequent
 
 RIDGE = 1e-3  # of a player's variance, where a node has few coalitions to go by
 
@@ -48,6 +48,7 @@ def fit(design: Design, embeddings: Tensor, p: float) -> Fit:
         mean = _log_probability(sizes[None].double(), n, p).exp()
         others = _log_probability(sizes - x.T, n - 1, p).exp()  # of the coalition without the player itself
         return Fit(Linear((2 * x.T - 1) * others @ embeddings), Linear(mean @ embeddings))
+    p = frequent(p)
     there = torch.tensor([math.comb(n, size) for size in range(n + 1)], dtype=torch.float64)
     share = _log_probability(sizes.double(), n, p).exp() * (there / design.counts)[sizes]
     share = share / share.sum()

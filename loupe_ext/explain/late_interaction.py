@@ -83,6 +83,7 @@ def explain_late_interaction(
         raise TypeError(f"documents: expected TokenEmbeddings or a sequence of them, got {type(documents).__name__}")
     _check_documents(query, several, "documents" if one else None)
     check_index(index, p)
+    p = float(p)
     top_pairs = check_int("top_pairs", top_pairs, 0, 2**20)
     found = []
     for part in _batches(several, len(query.embeddings)):
@@ -103,12 +104,19 @@ def _check_documents(query: TokenEmbeddings, documents: Sequence[object], name: 
 
 
 def _batches(documents: Sequence[TokenEmbeddings], N: int) -> list[list[TokenEmbeddings]]:
-    """Documents in their order, as many at a time as padded scores of `BATCH` hold, one at least."""
+    """Documents in their order, as many at a time as padded scores of `BATCH` hold, one at least, and those in float64
+    apart.
+    """
     batches: list[list[TokenEmbeddings]] = []
     longest = 0
     for document in documents:
         longest = max(longest, len(document.embeddings))
-        if not batches or (len(batches[-1]) + 1) * longest * N > BATCH:
+        double = document.embeddings.dtype == torch.float64
+        if (
+            not batches
+            or (len(batches[-1]) + 1) * longest * N > BATCH
+            or double != (batches[-1][-1].embeddings.dtype == torch.float64)
+        ):
             batches.append([])
             longest = len(document.embeddings)
         batches[-1].append(document)

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import operator
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loupe_ext._checks import check_int, check_names, check_tensor, shown
+from loupe_ext._checks import check_flag, check_int, check_names, check_tensor, shown
 from loupe_ext.extras import needs
 
 Spans = tuple[tuple[int, int], ...]  # characters, first and one after the last
@@ -47,7 +48,12 @@ class Players:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", check_names("names", self.names))
-        object.__setattr__(self, "special", tuple(map(bool, self.special)) or (False,) * self.n)
+        try:
+            special = tuple(self.special)
+        except TypeError:
+            raise TypeError(f"special: expected a bool per player, got {shown(self.special)}") from None
+        special = tuple(check_flag("special", flag) for flag in special) or (False,) * self.n
+        object.__setattr__(self, "special", special)
         if len(self.special) != self.n:
             raise ValueError(f"special: expected {self.n} flags, one per player, got {len(self.special)}")
         if (self.text is None) != (self.spans is None):
@@ -63,7 +69,7 @@ class Players:
         if not isinstance(text, str):
             raise TypeError(f"text: expected a str, got {type(text).__name__}")
         try:
-            found = tuple(tuple((int(start), int(stop)) for start, stop in of) for of in spans)  # type: ignore[attr-defined]
+            found = tuple(tuple((operator.index(a), operator.index(b)) for a, b in of) for of in spans)  # type: ignore[attr-defined]
         except (TypeError, ValueError):
             raise TypeError(f"spans: expected pairs of characters per player, got {shown(spans)}") from None
         if len(found) != self.n:
@@ -99,7 +105,9 @@ class Players:
         A group is special where all its players are. `names` of the groups; default: its players' names joined.
         """
         groups, count = check_groups("groups", groups, self.n)
-        members = [[i for i, group in enumerate(groups) if group == g] for g in range(count)]
+        members: list[list[int]] = [[] for _ in range(count)]
+        for i, group in enumerate(groups):
+            members[group].append(i)
         given = None if names is None else check_names("names", names, count)
         spans = self.spans
         cells = self.cells
@@ -230,4 +238,7 @@ def _pixels(file: bytes) -> Tensor:
     with needs("pillow"):
         import numpy as np
         from PIL import Image
-    return torch.from_numpy(np.array(Image.open(io.BytesIO(file)).convert("RGB")))
+    try:
+        return torch.from_numpy(np.array(Image.open(io.BytesIO(file)).convert("RGB")))
+    except SyntaxError as error:  # what Pillow raises of a broken chunk
+        raise ValueError(f"picture: expected a PNG file, got a broken one ({error})") from error

@@ -13,6 +13,7 @@ from loupe_ext.explain.players import Players
 from loupe_ext.extras import needs
 
 MORE, LESS = "#d55e00", "#0072b2"  # told apart by everyone
+PLAIN: Any = {"parse_math": False}  # a price of $5 is no formula
 WIDTH = 56  # characters in a line of a text
 
 
@@ -59,7 +60,7 @@ def heat_map(explanation: Explanation, word: str | int | None = None, axes: Any 
         _over_picture(axes, one, values, colours)
     else:
         _over_text(axes, one, values, colours)
-    axes.set_title(title)
+    axes.set_title(title, **PLAIN)
     axes.figure.colorbar(colours, ax=axes, shrink=0.8)
     return axes
 
@@ -99,7 +100,7 @@ def bars(explanation: Explanation, k: int = 10, axes: Any = None) -> Any:
         axes.legend()
     elif any(error > 0 for _, _, _, error in pairs):
         axes.errorbar(values, places, xerr=[error for *_, error in pairs], fmt="none", color="black", capsize=3)
-    axes.set_yticks(places, [f"{found.one.names[i]} & {found.other.names[j]}" for i, j, _, _ in pairs])
+    axes.set_yticks(places, [f"{found.one.names[i]} & {found.other.names[j]}" for i, j, _, _ in pairs], **PLAIN)
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel(found.name)
@@ -187,7 +188,8 @@ def _listed(axes: Any, players: Players, shown: list[int], x: float, align: str)
     """Names one below the other; where each is."""
     places = {i: (x, 1 - (at + 0.5) / len(shown)) for at, i in enumerate(shown)}
     for i, (_, y) in places.items():
-        axes.text(x + (0.02 if align == "left" else -0.02), y, players.names[i], ha=align, va="center", fontsize=8)
+        at = x + (0.02 if align == "left" else -0.02)
+        axes.text(at, y, players.names[i], ha=align, va="center", fontsize=8, **PLAIN)
     return places
 
 

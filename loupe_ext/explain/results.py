@@ -47,6 +47,7 @@ class Interactions:
 
     def __post_init__(self) -> None:
         check_index(self.index, self.p)
+        object.__setattr__(self, "p", float(self.p))  # which JSON knows, as it does not NumPy's or a fraction
         check_names("players", self.players)
         if not isinstance(self.method, str):
             raise TypeError(f"method: expected a str, got {type(self.method).__name__}")

@@ -14,6 +14,7 @@ from torch import Tensor
 from loupe_ext._checks import check_names
 from loupe_ext.explain.encoders import TokenEmbeddings
 from loupe_ext.explain.players import Players
+from loupe_ext.phrases.phrase import check_text
 
 
 @dataclass
@@ -50,10 +51,9 @@ class TokenModel(ABC):
         """The tokens of a query.
 
         Raises:
-            TypeError: the text is no str.
+            TypeError, ValueError: the text is no str, or has a lone surrogate.
         """
-        if not isinstance(text, str):
-            raise TypeError(f"text: expected a str, got {type(text).__name__}")
+        check_text("text", text)
         return self._made(text, self._encode([text], True)[0], True, "")
 
     def document(self, content: Any, name: str = "") -> TokenEmbeddings:
@@ -72,6 +72,8 @@ class TokenModel(ABC):
         for content in contents:
             if not (isinstance(content, str) or ("picture" in self.takes and is_picture(content))):
                 raise TypeError(f"document: expected {self.takes}, got {type(content).__name__}")
+            if isinstance(content, str):
+                check_text("document", content)
         rows = self._encode(list(contents), False) if contents else []
         return [self._made(one, row, False, name) for one, row, name in zip(contents, rows, given, strict=True)]
 

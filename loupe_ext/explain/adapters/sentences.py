@@ -11,6 +11,7 @@ from loupe_ext.explain.adapters._sides import located, presence, text_players
 from loupe_ext.explain.encoders import MaskedEncoder
 from loupe_ext.extras import needs
 from loupe_ext.phrases import Chunker, chunk
+from loupe_ext.phrases.phrase import check_text
 
 
 class SentenceEncoders:
@@ -62,9 +63,8 @@ class SentenceEncoders:
             prompt = self.model.prompts.get(self.model.default_prompt_name) or ""
         if not isinstance(prompt, str):
             raise TypeError(f"prompt: expected None or a str, got {shown(prompt)}")
-        if not isinstance(caption, str):
-            raise TypeError(f"caption: expected str, got {type(caption).__name__}")
-        features = self.model.preprocess([caption], prompt=prompt or None)
+        caption = check_text("caption", caption)
+        features = self.model.preprocess([caption], prompt=check_text("prompt", prompt) or None)
         if "attention_mask" not in features or "input_ids" not in features:
             raise ValueError(f"model: expected one that takes an attention mask, got {type(self.model[0]).__name__}")
         options = {"truncation": True, "max_length": self.model.max_seq_length}
