@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from loupe_ext.cli import main
 from loupe_ext.explain import explain_late_interaction
 from loupe_ext.explain.adapters._tokens import located, run
 from loupe_ext.explain.adapters.multi_vector import MultiVectorTokens
@@ -173,3 +174,9 @@ def test_pictures_are_documents_of_models_that_take_them(tmp_path):
     assert [page.players.names[i] for i in page.players.cells[3]] == [f"patch 3,{j}" for j in range(4)]
     assert page.players.special == (False,) * 16 + (True,) * (page.players.n - 16)
     assert page.players.picture.shape == (60, 90, 3)
+    files = [str(tmp_path / name) for name in ("page.png", "page.jpg")]
+    for file in files:
+        picture().save(file)
+    page_file = tmp_path / "page.html"
+    assert not main(["explain", "--model", str(tmp_path), "--query", QUERY, *files, "--out", str(page_file)])
+    assert "data:image/png;base64," in page_file.read_text()
