@@ -123,6 +123,27 @@ class TestValues:
                     again = emulation.pairwise(s, c, grad=grad, **environment)
                     assert all(torch.equal(x, y) for x, y in zip(want, again, strict=True))
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("shape", [(9, 12, 3), (5, 16, 16), (2, 46, 30), (1, 55, 64)])
+    def test_emulated_cuda_on_lines_of_one_thread(self, shape, dtype):
+        """Problems that share a block: full or ragged, with ties, anywhere in it and its threads in any order."""
+        from tests import emulation
+
+        B, M, N = shape
+        s = (random_pairs(*shape) * 3).round().to(dtype) / 4
+        lengths = torch.arange(B) * 5 % (M + 1), (torch.arange(B) * 3 + 1) % (N + 1)
+        for rows, cols in ((None, None), lengths):
+            for grad in (None, upstream(s)):
+                arguments = [x for x in (s, rows, cols, grad)]
+                call = lambda s, rows, cols, grad, **kw: emulation.pairwise(s, None, rows, cols, None, grad, **kw)[0]  # noqa: E731
+                got = call(*arguments)
+                assert_close(
+                    got, expected(Pairs("", s, None, rows, cols), upstream(s))[grad is not None], TOLERANCE[dtype]
+                )
+                assert torch.equal(got, call(*arguments, EMULATED_ORDER="reversed"))
+                parts = [call(*(x if x is None else x[part] for x in arguments)) for part in (slice(0, 1), slice(1, B))]
+                assert torch.equal(got, torch.cat([x for x in parts if len(x)]))
+
     @every_backend
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_the_largest_scores_that_the_docstring_allows(self, backend, dtype):

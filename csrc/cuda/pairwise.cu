@@ -1,4 +1,4 @@
-// Exact pair interactions on a GPU: a block per problem. It reads the scores once into a tile, a warp sorts a line
+// Exact pair interactions on a GPU: small problems by pairwise_short.cuh, others by a block each. It reads the scores once into a tile, a warp sorts a line
 // (or several short ones), scans its weighted gaps and leaves two numbers an entry in the tile, rows first, then columns;
 // then the block writes the result once. The tile is in shared memory (always for M, N <= 64 where it fits) or, for larger
 // problems, in scratch of a size that does not depend on the batch. No atomics: the same bits every time.
@@ -6,6 +6,7 @@
 #include "pairwise.h"
 
 #include "lines.cuh"
+#include "pairwise_short.cuh"
 
 namespace loupe {
 namespace {
@@ -224,6 +225,9 @@ void launch(const PairwiseCall& call, const void* grad, void* out, void* out_col
   if (call.B == 0 || call.M == 0 || call.N == 0) return;
   for_dtype(call.dtype, [&](auto type) {
     typedef decltype(type) In;
+    if constexpr (sizeof(In) < sizeof(double)) {
+      if (ShortLayout::fits(call)) return launch_short<In, backward>(call, grad, out, out_cols, stream);
+    }
     const Layout layout = layout_of<typename Storage<In>::Compute>(call);
     LOUPE_LAUNCH((pairwise_kernel<In, backward>), unsigned(layout.blocks(call.B)), unsigned(32 * layout.warps),
                  layout.shared_bytes, stream, call, layout, static_cast<const In*>(grad), static_cast<In*>(out),
@@ -234,7 +238,7 @@ void launch(const PairwiseCall& call, const void* grad, void* out, void* out_col
 }  // namespace
 
 int64_t pairwise_scratch_bytes_cuda(const PairwiseCall& call) {
-  if (call.B == 0 || call.M == 0 || call.N == 0) return 0;
+  if (call.B == 0 || call.M == 0 || call.N == 0 || ShortLayout::fits(call)) return 0;
   const Layout layout = call.dtype == DType::f64 ? layout_of<double>(call) : layout_of<float>(call);
   return layout.in_shared ? 0 : layout.blocks(call.B) * layout.matrix_bytes;
 }
