@@ -671,6 +671,7 @@ CALLS = {
             "spans": Argument(torch.tensor([[[0, 1]], [[1, 2]]]), "BP2", {"empty P"}),
             "phrase_lengths": whole("B"),
             "vocabulary": a(VOCABULARY),
+            "characters": whole("BP2", "None, values of -1, values of 200"),
         },
     ),
     "Pairs.from_captions": (
@@ -680,6 +681,16 @@ CALLS = {
             "captions": a(CAPTIONS),
             "vocabulary": a(VOCABULARY, "None"),
             "chunker": a(loupe_ext.phrases.chunk),
+            "longest": a(9),
+        },
+    ),
+    "Grounded.from_captions": (
+        Grounded.from_captions,
+        {
+            "images": x("B3HW", "empty B, values of -1, values of 200", make=pixels),
+            "captions": a(CAPTIONS),
+            "phrases": a([[(0, 1, None)], [(0, 1, (0, 0, 4, 4))]]),
+            "vocabulary": a(VOCABULARY, "None"),
             "longest": a(9),
         },
     ),

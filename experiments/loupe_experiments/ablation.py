@@ -47,6 +47,7 @@ HEADS = {
     "i2t_r1": "I→T R@1",
     "t2i_r1": "T→I R@1",
     "pointing": "Pointing",
+    "pointing_shuffled": "(shuffled)",
     "acc50": "Acc@.5",
     "miou": "mIoU",
     "proposal_acc50": "Prop. Acc@.5",
