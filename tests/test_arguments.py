@@ -671,7 +671,9 @@ CALLS = {
             "spans": Argument(torch.tensor([[[0, 1]], [[1, 2]]]), "BP2", {"empty P"}),
             "phrase_lengths": whole("B"),
             "vocabulary": a(VOCABULARY),
-            "characters": whole("BP2", "None, values of -1, values of 200"),
+            "characters": Argument(
+                torch.tensor([[[0, 1]], [[1, 2]]]), "BP2", {"None", "values of -1", "values of 200"}
+            ),
         },
     ),
     "Pairs.from_captions": (
