@@ -59,7 +59,7 @@ HEADS = {
     "steps": "Steps",
 }
 PLOTTED = ("i2t_r1", "pointing", "acc50", "proposal_miou")
-COLOURS = {"scenes": "#2563eb", "digits": "#d97706"}
+COLOURS = {"scenes": "#2563eb", "digits": "#d97706", "pictograms": "#7c3aed"}
 STEPS, TIME = "equal steps", "equal time"  # the passes
 
 

@@ -46,6 +46,7 @@ class TextEncoder(nn.Module):
         self.vocabulary_size = check_int("vocabulary_size", vocabulary_size, 1, 2**31 - 1)
         self.width = width = check_int("width", width, 1, 2**31 - 1)
         self.embed = nn.Embedding(vocabulary_size, width)
+        nn.init.normal_(self.embed.weight, std=0.02)  # Adam's steps are small beside 1: words would hardly move
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
         self.attention = PhraseAttention(width, heads, reach)
         self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
