@@ -295,6 +295,14 @@ class TestNotFinite:
             assert torch.equal(x[others], y[others])
 
     @every_backend
+    def test_lines_full_of_it_keep_to_their_memory(self, backend):
+        s = random_pairs(1, 9, 9).float()
+        s[random_pairs(1, 9, 9, 1) < 0] = math.nan  # no order: a network would lose keys, and take padding for an entry
+        for problem in (Pairs("dirty", s), Pairs("dirty columns", s.nan_to_num(), s)):
+            for x in pairwise(backend, problem, upstream(s)):
+                assert x.isnan().all()
+
+    @every_backend
     def test_in_the_column_scores(self, backend):
         s, c = random_pairs(2, 3, 3).float(), random_pairs(2, 3, 3, 1).float()
         c[0, 0, 0] = math.nan

@@ -312,6 +312,15 @@ class TestNotFinite:
 
     @every_backend
     @every_order
+    def test_lines_full_of_it_keep_to_their_memory(self, backend, order):
+        s = random_pairs(1, 9, 9).float()
+        s[random_pairs(1, 9, 9, 1) < 0] = math.nan  # no order: a network would lose keys, and take padding for an entry
+        problem = Pairs("dirty", s)
+        for x in sides(backend, problem, order, upstreams(problem, order)):
+            assert x.isnan().all()
+
+    @every_backend
+    @every_order
     def test_padding_is_never_read(self, backend, order):
         s = random_pairs(3, 6, 5).float()
         rows, cols = torch.tensor([6, 2, 0]), torch.tensor([1, 5, 3])

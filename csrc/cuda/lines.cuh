@@ -50,6 +50,14 @@ __device__ T sum_of_lanes_before(T x, int lane) {
   return lane == 0 ? T(0) : x;
 }
 
+// A line with a NaN does not sort: keys are lost, and padding takes a real place. Says whether x is finite; if not, 0 is put.
+template <class T>
+__device__ bool put_finite(T x, T& to) {
+  const bool finite = x - x == 0;
+  to = finite ? x : T(0);
+  return finite;
+}
+
 // A problem's lines in one direction: entry e of line l is at [l * line_step + e * entry_step] of the tile's matrices.
 template <class T, class Table>
 struct Lines {

@@ -81,10 +81,7 @@ __global__ void credit_kernel(PairwiseCall call, Layout layout, const In* grad, 
     for (int e = thread; e < M * N; e += threads) {
       const int i = e / N, j = e % N, to = i * layout.stride + j;
       const int64_t from = b * area + i * call.N + j;
-      const T x = Storage<In>::widen(static_cast<const In*>(call.scores)[from]);
-      const bool number = x - x == 0;
-      s[to] = number ? x : T(0);  // a line must sort
-      ok = ok && number;
+      ok = put_finite(T(Storage<In>::widen(static_cast<const In*>(call.scores)[from])), s[to]) && ok;
       if (backward) result[to] = Storage<In>::widen(grad[from]);
     }
     if (!ok) finite = 0;

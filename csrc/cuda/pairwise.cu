@@ -161,14 +161,8 @@ __global__ void pairwise_kernel(PairwiseCall call, Layout layout, const In* grad
       bool ok = true;
       for (int e = thread; e < M * N; e += threads) {
         const int i = e / N, j = e % N, to = i * layout.stride + j;
-        const T x = Storage<In>::widen(scores[i * call.N + j]);
-        s[to] = x;
-        ok = ok && x - x == 0;
-        if (call.col_scores) {
-          const T y = Storage<In>::widen(col_scores[i * call.N + j]);
-          c[to] = y;
-          ok = ok && y - y == 0;
-        }
+        ok = put_finite(T(Storage<In>::widen(scores[i * call.N + j])), s[to]) && ok;
+        if (call.col_scores) ok = put_finite(T(Storage<In>::widen(col_scores[i * call.N + j])), c[to]) && ok;
         f[to] = 0;
         g[to] = backward ? T(Storage<In>::widen(grad[b * area + i * call.N + j])) : T(0);
       }

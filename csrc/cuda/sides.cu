@@ -249,14 +249,8 @@ __global__ void sides_kernel(PairwiseCall call, int order, Layout layout, Result
     bool ok = true;
     for (int e = thread; e < M * N; e += threads) {
       const int i = e / N, j = e % N, to = i * layout.stride + j;
-      const T x = Storage<In>::widen(scores[i * call.N + j]);
-      s[to] = x;
-      ok = ok && x - x == 0;
-      if (call.col_scores) {
-        const T y = Storage<In>::widen(col_scores[i * call.N + j]);
-        c[to] = y;
-        ok = ok && y - y == 0;
-      }
+      ok = put_finite(T(Storage<In>::widen(scores[i * call.N + j])), s[to]) && ok;
+      if (call.col_scores) ok = put_finite(T(Storage<In>::widen(col_scores[i * call.N + j])), c[to]) && ok;
       if (backward) g[to] = 0;
     }
     for (int i = thread; i < M; i += threads) row_own[i] = row_other[i] = 0;  // MaxSim has no rows
