@@ -710,11 +710,16 @@ CALLS = {
         ImageEncoder(8),
         {"images": x("B3HW", "empty B, values of -1, values of 200", make=pixels)},
     ),
-    "RegionHead": (regions.RegionHead, {"width": a(4), "side": a(2.25, "float, huge")}),
+    "RegionHead": (regions.RegionHead, {"width": a(4), "side": a(2.25, "float, huge"), "blocks": a(1)}),
     "RegionHead of tokens": (regions.RegionHead(5), {"tokens": x("Bhwd"), "patch": a(4, "float, huge")}),
     "DualEncoder": (
         DualEncoder,
-        {"image_encoder": a(ImageEncoder(8)), "text_encoder": a(text.TextEncoder(4, 8)), "dim": a(4)},
+        {
+            "image_encoder": a(ImageEncoder(8)),
+            "text_encoder": a(text.TextEncoder(4, 8)),
+            "dim": a(4),
+            "box_blocks": a(1),
+        },
     ),
     "DualEncoder of images": (
         MODEL.encode_image,

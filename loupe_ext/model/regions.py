@@ -33,15 +33,15 @@ def centres(height: int, width: int, device: torch.device | None = None, patch: 
 class RegionHead(nn.Module):
     """The region generation module (LOUPE, section 3.2): each patch proposes a box around it and a confidence.
 
-    A box begins with edges `side` patches from the patch's centre. Its `blocks` see further than the patches' features
-    do, which keep to their own object: to propose a box is to find where an object ends.
+    A box begins with edges `side` patches from the patch's centre. ConvNeXt `blocks`, if any, see further than patches'
+    features that keep to their own object: to propose a box is to find where an object ends.
     """
 
-    def __init__(self, width: int, side: float = 2.25, blocks: int = 2) -> None:
+    def __init__(self, width: int, side: float = 2.25, blocks: int = 0) -> None:
         super().__init__()
         width, self.side = check_int("width", width, 1, 2**31 - 1), check_number("side", side, 0, above=True)
         blocks = check_int("blocks", blocks, 0, 1000)
-        self.blocks = nn.Sequential(*(ConvNeXt(width) for _ in range(blocks)), ChannelNorm(width))
+        self.blocks = nn.Sequential(*(ConvNeXt(width) for _ in range(blocks)), *(ChannelNorm(width),) * (blocks > 0))
         self.project = nn.Linear(width, 5)
         nn.init.normal_(self.project.weight, std=0.01)
         nn.init.zeros_(self.project.bias)
