@@ -1,12 +1,14 @@
 """Everything that a GPU has to confirm, in one command and without a network: `make gpu-check`.
 
 Builds the extension with CUDA for this machine's GPU into build/gpu-check, runs there the tests marked `gpu` (CUDA and
-Triton beside the reference), the training test, compute-sanitizer on a few tests, and bench/gpu_speed.py. Each phase
-has a share of --seconds, and is ended when that is over. Failures are printed as they happen, and
-bench/results/<gpu>-<date>.json is rewritten after every phase, so that a run cut off tells what it found.
+Triton beside the reference), the training test, compute-sanitizer on a few tests, bench/gpu_speed.py, and ncu on the
+pairwise kernels, for what limits them. Each phase has a share of --seconds, and is ended when that is over. Failures
+are printed as they happen, and bench/results/<gpu>-<date>.json is rewritten after every phase, so that a run cut off
+tells what it found.
 """
 
 import argparse
+import csv
 import datetime
 import importlib.util
 import json
@@ -26,7 +28,22 @@ ROOT = Path(__file__).parent.parent
 OPS = ("pairwise", "sides", "maxsim_credit", "coalitions", "moments", "region", "region_late")
 TESTS = tuple(f"tests/test_{op}.py" for op in OPS)
 WORK = ROOT / "build" / "gpu-check"
-SHARES = {"build": 90, "tests": 120, "training": 30, "sanitizer": 45, "speed": 75}
+SHARES = {"build": 80, "tests": 110, "training": 25, "sanitizer": 40, "speed": 90, "limits": 15}
+METRICS = (
+    "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed",
+    "sm__throughput.avg.pct_of_peak_sustained_elapsed",
+    "sm__inst_executed_pipe_alu.avg.pct_of_peak_sustained_active",
+    "sm__warps_active.avg.pct_of_peak_sustained_active",
+    "l1tex__throughput.avg.pct_of_peak_sustained_active",
+    "l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum",
+)
+LAUNCHES = """
+import torch, loupe_ext
+from bench.gpu_cases import PAIRS
+for shape in PAIRS:
+    x = torch.randn(shape, device="cuda", requires_grad=True)
+    loupe_ext.pairwise_interactions(x).sum().backward()
+"""
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 # Of each op: short lines, several a warp, ragged lengths, ties, two score matrices; words of one bit and of two.
 FEW = (
@@ -137,11 +154,34 @@ class Check:
         path = self.work / "speed.json"
         path.unlink(missing_ok=True)
         command = [sys.executable, "-m", "bench.gpu_speed", path, max(seconds - 10, 1)]  # it ends by itself
-        wrong, output = self.run("speed.log", command, seconds)
+        gpu = self.path.stem[: -len("-2000-01-01")]
+        before = sorted(x for x in self.path.parent.glob(f"{gpu}-????-??-??.json") if x.name < self.path.name)
+        wrong, output = self.run("speed.log", [*command, *before[-1:]], seconds)
         print(output)
         told = json.loads(path.read_text()) if path.exists() else {"rows": []}
-        self.found["speed"] = told
+        self.found["speed"] = told | {"before": before[-1].name if before else None}
         return {"passed": not wrong, "summary": f"{len(told['rows'])} rows" + (f"; {wrong}" if wrong else "")}
+
+    def limits(self, seconds: float) -> dict[str, Any]:
+        """What ncu says of every pairwise kernel, forward and backward, of every size."""
+        program = shutil.which("ncu")
+        if program is None:
+            return {"passed": False, "summary": "ncu was not found"}
+        options = ["--csv", "--metrics", ",".join(METRICS), "--kernel-name", "regex:pairwise"]
+        wrong, output = self.run("limits.log", [program, *options, sys.executable, "-c", LAUNCHES], seconds)
+        lines = output.splitlines()
+        first = next((k for k, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
+        launches: dict[str, dict[str, Any]] = {}
+        for row in csv.DictReader(lines[first:]):
+            if row["Metric Name"] in METRICS:
+                launch = launches.setdefault(row["ID"], {"kernel": row["Kernel Name"]})
+                launch[row["Metric Name"]] = float(row["Metric Value"].replace(",", ""))
+        self.found["limits"] = list(launches.values())
+        passed = not wrong and bool(launches)
+        return {
+            "passed": passed,
+            "summary": f"{len(launches)} launches" + (f"; {wrong}: {lines[-1:]}" if wrong else ""),
+        }
 
     def build(self, seconds: float, capability: str) -> dict[str, Any]:
         """For this GPU alone, with what this Python has, beside copies of the tests: the sources' own loupe_ext has no
@@ -184,6 +224,7 @@ def main() -> int:
         check.phase("training", lambda most: check.tests("training", training, most))
         check.phase("sanitizer", check.sanitizer)
         check.phase("speed", check.speed)
+        check.phase("limits", check.limits)
     failed = [name for name, result in check.found["checks"].items() if not result["passed"]]
     print(
         f"gpu-check: {', '.join(failed) + ' failed' if failed else 'all passed'}; wrote {check.path.relative_to(ROOT)}"

@@ -91,11 +91,12 @@ def _demo(options: argparse.Namespace) -> None:
     plan = rows.plan(options.seeds, options.steps, options.pairs, options.scenes, digit_rows)
     results = runs.perform_all(plan, options.out, options.workers)
     write(options.out / "results.csv", table.comma_separated(results))
-    sections = [f"**{TITLES[data]}**\n\n{table.markdown(table.lines(results, data))}\n" for data in TITLES]
+    found = {data: table.lines(results, data) for data in dict.fromkeys(run.data for run in plan)}
+    sections = [f"**{TITLES[data]}**\n\n{table.markdown(lines)}\n" for data, lines in found.items()]
     write(options.out / "table.md", "\n".join(sections))
     write_report(options.out / "report.html", plan, results, options.out)
-    for data in TITLES:
-        table.show(TITLES[data], table.lines(results, data))
+    for data, lines in found.items():
+        table.show(TITLES[data], lines)
     minutes, seconds = divmod(round(time.perf_counter() - start), 60)
     print(f"{minutes} min {seconds:02d} s. The report: {options.out / 'report.html'}")
 

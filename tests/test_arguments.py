@@ -671,6 +671,9 @@ CALLS = {
             "spans": Argument(torch.tensor([[[0, 1]], [[1, 2]]]), "BP2", {"empty P"}),
             "phrase_lengths": whole("B"),
             "vocabulary": a(VOCABULARY),
+            "characters": Argument(
+                torch.tensor([[[0, 1]], [[1, 2]]]), "BP2", {"None", "values of -1", "values of 200"}
+            ),
         },
     ),
     "Pairs.from_captions": (
@@ -680,6 +683,16 @@ CALLS = {
             "captions": a(CAPTIONS),
             "vocabulary": a(VOCABULARY, "None"),
             "chunker": a(loupe_ext.phrases.chunk),
+            "longest": a(9),
+        },
+    ),
+    "Grounded.from_captions": (
+        Grounded.from_captions,
+        {
+            "images": x("B3HW", "empty B, values of -1, values of 200", make=pixels),
+            "captions": a(CAPTIONS),
+            "phrases": a([[(0, 1, None)], [(0, 1, (0, 0, 4, 4))]]),
+            "vocabulary": a(VOCABULARY, "None"),
             "longest": a(9),
         },
     ),
@@ -697,11 +710,16 @@ CALLS = {
         ImageEncoder(8),
         {"images": x("B3HW", "empty B, values of -1, values of 200", make=pixels)},
     ),
-    "RegionHead": (regions.RegionHead, {"width": a(4), "side": a(2.25, "float, huge")}),
+    "RegionHead": (regions.RegionHead, {"width": a(4), "side": a(2.25, "float, huge"), "blocks": a(1)}),
     "RegionHead of tokens": (regions.RegionHead(5), {"tokens": x("Bhwd"), "patch": a(4, "float, huge")}),
     "DualEncoder": (
         DualEncoder,
-        {"image_encoder": a(ImageEncoder(8)), "text_encoder": a(text.TextEncoder(4, 8)), "dim": a(4)},
+        {
+            "image_encoder": a(ImageEncoder(8)),
+            "text_encoder": a(text.TextEncoder(4, 8)),
+            "dim": a(4),
+            "box_blocks": a(1),
+        },
     ),
     "DualEncoder of images": (
         MODEL.encode_image,

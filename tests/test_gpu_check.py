@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu_check, gpu_speed
+from bench import gpu_check, gpu_speed, gpu_table
 from tests.backends import BACKENDS, INTERPRETED, SLOW, TOLERANCE, in_turn
 from tests.samples import pairs_problems
 
@@ -172,6 +172,29 @@ class TestSpeed:
         assert row["sets"] == len(made) == len(timed[0]) == 5  # twice 2,000 bytes
         assert [x.numel() for x in timed[1]] == [400] * 5  # bytes read, and as many written
         assert row["of_copy"] == 0.25
+        assert row["times_floor"] == 4
+
+    @pytest.mark.parametrize(("operations", "us", "times"), [(30, 3, 1.33), (5, 0.5, 4)])
+    def test_the_floor_is_the_copy_or_the_operations(self, operations, us, times):
+        case = gpu_speed.Case("op", "size", "forward", "cuda", lambda: (int, [torch.zeros(9)]), operations)
+        row = gpu_speed.measure(case, 0, lambda calls: 4.0 if calls[0] is int else 1.0, rate=10)
+        assert (row["operations_us"], row["times_floor"]) == (us, times)
+
+    def test_an_earlier_runs_rows_are_found(self, tmp_path):
+        same = {"op": "a", "size": "1 x 2", "direction": "forward", "backend": "cuda"}
+        found = {"speed": {"rows": [{**same, "us": 7.5}, {**same, "backend": "triton", "error": "no"}]}}
+        (tmp_path / "old.json").write_text(json.dumps(found))
+        assert gpu_speed.earlier(tmp_path / "old.json") == {("a", "1 x 2", "forward", "cuda"): 7.5}
+        assert gpu_speed.earlier(None) == {}
+
+    def test_the_check_hands_over_the_last_run_on_this_gpu(self, tmp_path, monkeypatch):
+        names = ("h100-2026-01-01", "h100-2026-01-02", "h100-2026-01-03", "h100-pcie-2026-01-01", "a100-2026-01-02")
+        for name in names:
+            (tmp_path / f"{name}.json").write_text("{}")
+        check, given = gpu_check.Check(tmp_path / "h100-2026-01-03.json", tmp_path, 9), []
+        monkeypatch.setattr(check, "run", lambda log, command, seconds: given.append(command[-1]) or ("", ""))
+        assert check.speed(9)["passed"]
+        assert given == [tmp_path / "h100-2026-01-02.json"]
 
     def test_every_case_can_be_called(self):
         seen = set()
@@ -179,5 +202,41 @@ class TestSpeed:
             call, tensors = case.make()
             call()
             assert gpu_speed.size_of(tensors) > 0
-            seen.add((case.op, case.size, case.direction))
-        assert len(seen) == 14 + 8 + 2 + 4
+            assert case.operations > 0
+            if case.peer is not None:
+                case.peer()()
+            seen.add(case.name)
+        assert len(seen) == 24 + 4 + 8 + 2 + 4
+        assert {x.name for x in gpu_speed.cases("triton", "cpu", shrink=1 << 13)} < seen
+
+    def test_the_table_has_a_line_for_every_row(self):
+        row = {"op": "a", "size": "1 x 2", "direction": "forward", "backend": "cuda"}
+        measured = {"us": 10.0, "copy_us": 5.0, "of_copy": 0.5, "times_floor": 2.0, "peer_us": 70.0, "before_us": 30.0}
+        speed = {"rows": [{**row, **measured}, {**row, "error": "no"}], "host_us": {"pairwise, cuda": 9.5}}
+        lines = gpu_table.table({"gpu": "H100", "torch": "2.4", "speed": speed}).splitlines()
+        assert lines[4] == "| a | 1 x 2 | forward | cuda | 10.0 | 30.0 | 0.5 | 2.0 | 70.0 |"
+        assert lines[5] == "| a | 1 x 2 | forward | cuda | no |"
+        assert lines[-1] == "A call's cost on the host: pairwise, cuda: 9.5 us."
+
+
+class TestLimits:
+    def limits(self, tmp_path, monkeypatch, output, wrong=""):
+        check = gpu_check.Check(tmp_path / "gpu.json", tmp_path, 9)
+        monkeypatch.setattr(gpu_check.shutil, "which", lambda name: f"/bin/{name}")
+        monkeypatch.setattr(check, "run", lambda log, command, seconds: (wrong, output))
+        return check.limits(9), check.found.get("limits")
+
+    def test_every_launch_has_its_metrics(self, tmp_path, monkeypatch):
+        dram, _, _, _, _, conflicts = gpu_check.METRICS
+        output = "==PROF== Connected\n" + '"ID","Kernel Name","Metric Name","Metric Value"\n'
+        for k, name in enumerate(("pairwise_kernel<float, 0>", "pairwise_kernel<float, 1>")):
+            output += f'"{k}","{name}","{dram}","{40 + k}.5"\n"{k}","{name}","{conflicts}","1,234"\n'
+        result, found = self.limits(tmp_path, monkeypatch, output)
+        assert result == {"passed": True, "summary": "2 launches"}
+        assert found[1] == {"kernel": "pairwise_kernel<float, 1>", dram: 41.5, conflicts: 1234}
+
+    def test_without_permission_it_fails_and_says_so(self, tmp_path, monkeypatch):
+        result, found = self.limits(tmp_path, monkeypatch, "==ERROR== ERR_NVGPUCTRPERM", "exit status 1")
+        assert not result["passed"]
+        assert "ERR_NVGPUCTRPERM" in result["summary"]
+        assert found == []

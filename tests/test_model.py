@@ -6,10 +6,11 @@ from torch.nn.functional import interpolate
 
 from loupe_ext.model import heat
 from loupe_ext.model.dual import DualEncoder
-from loupe_ext.model.image import ImageEncoder
+from loupe_ext.model.image import ConvNeXt, ImageEncoder
 from loupe_ext.model.regions import RegionHead, box_features, box_iou, centres, coverage, propose, window_features
 from loupe_ext.model.text import TextEncoder
 from loupe_ext.objective import LogitScale
+from loupe_ext.train import Config, build
 from tests.backends import assert_close
 from tests.samples import random_pairs
 
@@ -186,11 +187,25 @@ class TestBoxes:
         assert box_iou(a, b).dtype == torch.float32
 
     def test_a_patch_proposes_a_box_around_its_centre(self):
-        head = RegionHead(8)
-        boxes, confidence = head(torch.zeros(1, 2, 3, 8))
+        boxes, confidence = RegionHead(8)(torch.zeros(1, 2, 3, 8))
         assert confidence.shape == (1, 6)
         assert boxes[0, 4].tolist() == [6 - 9, 6 - 9, 6 + 9, 6 + 9]  # row 1, column 1: 4 to 8 pixels
         assert centres(2, 3)[5].tolist() == [10, 6]
+
+    def test_the_configuration_says_how_many_blocks(self):
+        heads = [build(Config().but(width=8, box_blocks=n), 9)[0].region_head for n in (0, 3)]
+        assert [sum(isinstance(x, ConvNeXt) for x in head.blocks) for head in heads] == [0, 3]
+
+    @pytest.mark.parametrize("blocks", [0, 1, 2])
+    def test_a_box_is_told_by_patches_as_far_as_the_blocks_see(self, blocks):
+        tokens = torch.randn(1, 19, 19, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        boxes, confidence = RegionHead(8, blocks=blocks)(tokens)
+        at = 9 * 19 + 9
+        (boxes[0, at].sum() + confidence[0, at]).backward()
+        told = tokens.grad[0].abs().sum(-1) > 0
+        reach = 3 * blocks
+        assert told.sum() == (2 * reach + 1) ** 2
+        assert told[9 - reach : 10 + reach, 9 - reach : 10 + reach].all()
 
     @pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5])
     def test_propose_is_greedy_non_maximum_suppression(self, overlap):

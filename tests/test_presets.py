@@ -154,7 +154,7 @@ class TestPatch:
             def forward(self, images):
                 return images.new_zeros(len(images), 2, 2, 8).float()
 
-        model = DualEncoder(Coarse(), TextEncoder(9, 8), 8)
+        model = DualEncoder(Coarse(), TextEncoder(9, 8), 8, box_blocks=0)
         seen = model.encode_image(torch.zeros(1, 3, 50, 50, dtype=torch.uint8))
         assert seen.patch == 25
         middle = (seen.boxes[..., :2] + seen.boxes[..., 2:]) / 2

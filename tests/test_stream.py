@@ -311,7 +311,8 @@ def test_a_stream_outlives_sigterm_to_its_process_group(tmp_path):
 
 def test_workers_end_in_peace(tmp_path, monkeypatch):
     registered = []
-    monkeypatch.setattr("atexit.register", lambda call, *given: registered.append((call, given)))
+    finalize = lambda of, call, given, exitpriority: registered.append((call, given))  # noqa: E731
+    monkeypatch.setattr("loupe_ext.data.stream.Finalize", finalize)
     batches = stream(folder_of(tmp_path, 12), num_workers=2)
     next(iter(batches))
     workers = batches._loader._iterator._workers

@@ -102,7 +102,7 @@ class TestNoBoxes:
     def test_nothing_that_training_takes_has_a_place_for_one(self):
         fields = {field.name for kind in (Batch, Pairs) for field in dataclasses.fields(kind)}
         options = {"image_options", "text_options"}  # inputs of the model's encoders
-        assert fields == {"images", "tokens", "spans", "phrase_lengths", "vocabulary", *options}
+        assert fields == {"images", "tokens", "spans", "phrase_lengths", "vocabulary", "characters", *options}
         assert get_type_hints(fit)["pairs"] is Pairs
         assert get_type_hints(train)["batches"] == Iterable[Batch]
         assert get_type_hints(Step.forward)["batch"] is Batch

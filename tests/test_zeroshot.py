@@ -23,6 +23,7 @@ from loupe_ext.zeroshot.retrieval import recalls
 
 RETRIEVAL = {"i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5"}
 GROUNDING = {"pointing", "acc50", "acc30", "miou"}
+CONTROL = {"pointing_shuffled"}
 PROPOSALS = {"recall", "proposal_acc50", "proposal_acc30", "proposal_miou"}
 DETECTION = {"ap50", "ap30"}
 NO_BOXES = {"boxes": 0.0}
@@ -270,10 +271,10 @@ class TestEvaluate:
     @pytest.mark.parametrize(
         ("changes", "keys"),
         [
-            ({}, RETRIEVAL | GROUNDING | PROPOSALS | DETECTION),
-            ({**NO_BOXES, "regions": "proposals"}, RETRIEVAL | GROUNDING | PROPOSALS | DETECTION),
-            (NO_BOXES, RETRIEVAL | GROUNDING),
-            (LATE, RETRIEVAL | GROUNDING),
+            ({}, RETRIEVAL | GROUNDING | CONTROL | PROPOSALS | DETECTION),
+            ({**NO_BOXES, "regions": "proposals"}, RETRIEVAL | GROUNDING | CONTROL | PROPOSALS | DETECTION),
+            (NO_BOXES, RETRIEVAL | GROUNDING | CONTROL),
+            (LATE, RETRIEVAL | GROUNDING | CONTROL),
         ],
         ids=["boxes", "boxes-by-gradient", "no-boxes", "late-interaction"],
     )
@@ -335,6 +336,25 @@ class TestEvaluate:
         for x, y in zip(evaluation.similarities(found, pooled=False), want, strict=True):
             torch.testing.assert_close(x[:, : y.shape[1]], y)
 
+    def test_the_control_points_with_phrases_of_the_next_caption(self):
+        seen = evaluation.encode(built()[0], scenes(), batch_size=7)
+        n, want = len(scenes()), []
+        phrases = torch.cat([x.phrases for x in seen.texts])
+        lengths = scenes().pairs.phrase_lengths.tolist()
+        patches = torch.cat([x.patches for x in seen.images])
+        for i in range(n):
+            other = (i + 1) % n
+            want += [patches[i] @ phrases[other, k % lengths[other]] for k in range(lengths[i])]
+        torch.testing.assert_close(evaluation.heat_of_others(seen), torch.stack(want))
+        assert "pointing_shuffled" not in evaluation.evaluate(built()[0], data.load("scenes", "test", 1))
+
+    def test_scenes_without_classes_are_not_detected_in(self):
+        bare = dataclasses.replace(
+            scenes(), objects=torch.zeros(20, 0, 4), classes=torch.zeros(20, 0, dtype=torch.int64), prompts=()
+        )
+        whole = judged(scenes())
+        assert judged(bare) == {name: value for name, value in whole.items() if name not in DETECTION}
+
     def test_heat_on_the_true_boxes_grounds_every_phrase(self, monkeypatch):
         """The conventions of maps, points and boxes agree, and each map belongs to its box."""
 
@@ -347,8 +367,9 @@ class TestEvaluate:
         encode = functools.partial(evaluation.encode, batch_size=7)
         monkeypatch.setattr(evaluation, "encode", encode)
         monkeypatch.setattr(heat, "heat_maps", maps)
+        monkeypatch.setattr(evaluation, "heat_of_others", lambda seen: seen.heat.flip(0))
         metrics = judged(scenes(), **NO_BOXES)
-        assert metrics["pointing"] == metrics["acc50"] == 1
+        assert metrics["pointing"] == metrics["acc50"] == 1 > metrics["pointing_shuffled"]
         assert metrics["miou"] > 0.75
 
     def test_the_true_boxes_as_proposals_are_all_recalled_and_each_phrase_gets_the_one_it_picked(self, monkeypatch):

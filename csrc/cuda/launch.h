@@ -2,37 +2,71 @@
 // language and the runtime, so that the same .cu files run, and are tested, on a CPU.
 #pragma once
 
-#include <stdexcept>
-#include <string>
-
 #ifdef __CUDACC__
 
 #include <cuda_runtime.h>
 
-#define LOUPE_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                  \
-  do {                                                                                                \
-    loupe::check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,       \
-                                           int(shared_bytes)));                                       \
-    kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__);            \
-    loupe::check_cuda(cudaGetLastError());                                                            \
-  } while (0)
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#define LOUPE_LAUNCH(...) loupe::launch(__VA_ARGS__)
 #define LOUPE_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 
 namespace loupe {
 
 inline void check_cuda(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // it is told here, and not once more to whoever asks next
+  throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
-inline int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
-  check_cuda(cudaGetDevice(&device));
-  check_cuda(cudaDeviceGetAttribute(&value, attribute, device));
-  return value;
+struct Device {
+  int index, multiprocessors, max_shared_bytes;
+};
+
+// The current device. A thread asks for its attributes once.
+inline const Device& current_device() {
+  thread_local std::map<int, Device> devices;
+  int index = 0;
+  check_cuda(cudaGetDevice(&index));
+  const auto known = devices.find(index);
+  if (known != devices.end()) return known->second;
+  Device device{index, 0, 0};
+  check_cuda(cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, index));
+  check_cuda(cudaDeviceGetAttribute(&device.max_shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
+  return devices[index] = device;
 }
 
-inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
-inline int max_shared_bytes() { return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
+inline int multiprocessors() { return current_device().multiprocessors; }
+inline int max_shared_bytes() { return current_device().max_shared_bytes; }
+
+// Lets a kernel have that much dynamic shared memory. It is asked for only when it grows: a smaller limit would be in force
+// for other threads' launches too.
+inline void allow_shared(const void* kernel, int64_t bytes) {
+  if (bytes == 0) return;
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, int64_t> allowed;  // by kernel and device
+  const std::lock_guard<std::mutex> lock(mutex);
+  int64_t& most = allowed[{kernel, current_device().index}];
+  if (bytes <= most) return;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
+  most = bytes;
+}
+
+template <class... Parameters>
+void launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, int64_t shared_bytes, void* stream,
+            std::common_type_t<Parameters>... arguments) {
+  const void* address = reinterpret_cast<const void*>(kernel);
+  void* arguments_at[] = {&arguments...};
+  allow_shared(address, shared_bytes);
+  check_cuda(cudaLaunchKernel(address, dim3(grid), dim3(block), arguments_at, size_t(shared_bytes),
+                              static_cast<cudaStream_t>(stream)));
+}
 
 }  // namespace loupe
 

@@ -47,6 +47,7 @@ HEADS = {
     "i2t_r1": "I→T R@1",
     "t2i_r1": "T→I R@1",
     "pointing": "Pointing",
+    "pointing_shuffled": "(shuffled)",
     "acc50": "Acc@.5",
     "miou": "mIoU",
     "proposal_acc50": "Prop. Acc@.5",
@@ -58,7 +59,7 @@ HEADS = {
     "steps": "Steps",
 }
 PLOTTED = ("i2t_r1", "pointing", "acc50", "proposal_miou")
-COLOURS = {"scenes": "#2563eb", "digits": "#d97706"}
+COLOURS = {"scenes": "#2563eb", "digits": "#d97706", "pictograms": "#7c3aed"}
 STEPS, TIME = "equal steps", "equal time"  # the passes
 
 

@@ -29,9 +29,13 @@ from loupe_ext.train import Pretrained, from_pretrained, metrics
 from loupe_ext.zeroshot.grounding import choose_proposals, chosen_boxes
 
 PHRASE_COLOURS = ("#e11d48", "#2563eb", "#059669")
-TITLES = {"scenes": "Rendered scenes", "digits": "Scenes of handwritten digits"}
-SHOWN = {"scenes": 8, "digits": 4}
-GROUPS = (("Retrieval", 4), ("Heat maps", 4), ("Proposals", 4), ("Detection", 2), ("", 1))
+TITLES = {
+    "scenes": "Rendered scenes",
+    "digits": "Scenes of handwritten digits",
+    "pictograms": "Pictograms on photographs",
+}
+SHOWN = {"scenes": 8, "digits": 4, "pictograms": 4}
+GROUPS = (("Retrieval", 4), ("Heat maps", 5), ("Proposals", 4), ("Detection", 2), ("", 1))
 
 
 def write_report(path: Path, runs: Sequence[Run], results: Sequence[Result], out: Path) -> None:

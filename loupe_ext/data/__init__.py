@@ -6,7 +6,8 @@ import sys
 
 from loupe_ext._checks import check_choice, check_int
 from loupe_ext.data.batch import Batch
-from loupe_ext.data.pairs import Grounded, PairBatches, Pairs, Vocabulary
+from loupe_ext.data.grounded import Grounded
+from loupe_ext.data.pairs import PairBatches, Pairs, Vocabulary
 from loupe_ext.data.pictures import BadPicture, read_picture
 from loupe_ext.data.shards import Shards
 from loupe_ext.data.sources import Listing, Sample, Skip, Skipped, Source, read_folder, read_table

@@ -1,5 +1,10 @@
-"""What both data sets share: places for objects, textured backgrounds, pasting, captions, and sets made in chunks."""
+"""What both data sets share: places for objects, textured backgrounds, pasting, captions, and sets made in chunks.
 
+A caption belongs to one split, by a hash of its words, and none comes twice among the scenes that judge a model: so it
+is judged on captions that it has not seen, each of which is one scene's alone.
+"""
+
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from loupe_ext.data.pairs import Grounded, Pairs, Vocabulary
+from loupe_ext.data.grounded import Grounded
+from loupe_ext.data.pairs import Pairs, Vocabulary
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -15,6 +21,8 @@ Mask = NDArray[np.bool_]
 
 SIDE = 64  # pixels
 OBJECTS = (3, 5)  # fewest and most in a scene
+APART = 500  # scenes of validation and test, from the first on, among which no caption comes twice; then the next ones
+TRIES = 8  # choices of what a caption names, before a scene is left out
 CHUNK = 1024  # scenes tried with one random generator, so that a set's first scenes don't depend on its size
 COMMON_WORDS = ("a", "an", "and", ",", "above", "below", "left", "right", "of")
 
@@ -115,9 +123,16 @@ def relation(first: Floats, second: Floats) -> str:
     return "above" if dy > 0 else "below"
 
 
-def caption(phrases: list[str], centres: Floats) -> tuple[str, list[tuple[int, int]]]:
-    """A caption, "a X above a Y" or "a X , a Y and a Z", and the span of words of each phrase."""
-    joints = [relation(*centres)] if len(phrases) == 2 else [","] * (len(phrases) - 2) + ["and"]
+def caption(phrases: list[str], centres: Floats, relations: bool = False) -> tuple[str, list[tuple[int, int]]]:
+    """A caption and the span of words of each phrase.
+
+    "a X above a Y" or "a X , a Y and a Z"; with `relations`, "a X above a Y and left of a Z".
+    """
+    if relations or len(phrases) == 2:
+        where = [relation(centres[0], other) for other in centres[1:]]
+        joints = [where[0], *(f"and {joint}" for joint in where[1:])]
+    else:
+        joints = [","] * (len(phrases) - 2) + ["and"]
     words: list[str] = []
     spans = []
     for phrase, joint in zip(phrases, [*joints, ""], strict=True):
@@ -128,18 +143,24 @@ def caption(phrases: list[str], centres: Floats) -> tuple[str, list[tuple[int, i
     return " ".join(words), spans
 
 
+def split_of_caption(text: str) -> int:
+    """0 training (8 of 10), 1 validation, 2 test."""
+    return max(0, zlib.crc32(text.encode()) % 10 - 7)
+
+
 def assemble(
     draw: Callable[[np.random.Generator], Drawn],
     vocabulary: Vocabulary,
     longest: int,
     size: int,
-    key: tuple[int, ...],
+    key: tuple[int, int],
     prompts: tuple[str, ...],
+    relations: bool = False,
 ) -> Grounded:
-    """A set of `size` captioned scenes, from as many chunks of `draw` as it takes; `key` seeds them.
+    """A set of `size` captioned scenes of a split, from as many chunks of `draw` as it takes; `key` seeds them.
 
-    Each caption names two or three of its scene's objects, in random order. Captions are padded to `longest` words.
-    `prompts` names the classes.
+    Each caption names two or three of its scene's objects, in random order; with `relations` (of `caption`) three.
+    Captions are padded to `longest` words. `prompts` names the classes.
     """
     images = torch.empty(size, 3, SIDE, SIDE, dtype=torch.uint8)
     words = torch.zeros(size, longest, dtype=torch.int64)
@@ -148,25 +169,38 @@ def assemble(
     lengths = torch.zeros(size, dtype=torch.int64)
     objects = torch.full((size, OBJECTS[1], 4), torch.nan)
     classes = torch.full((size, OBJECTS[1]), -1)
+    fewest, split = 3 if relations else 2, key[1]
+    said: set[str] = set()
     filled = chunk = 0
     while filled < size:
         rng = np.random.default_rng((*key, chunk))
         drawn = draw(rng)
         noisy = drawn.images + 0.02 * rng.standard_normal(drawn.images.shape, dtype=np.float32)
         pixels = torch.from_numpy((np.clip(noisy, 0, 1) * 255).round().astype(np.uint8)).permute(0, 3, 1, 2)
-        images[filled : filled + len(pixels)] = pixels[: size - filled]
-        objects[filled : filled + len(pixels)] = torch.from_numpy(drawn.boxes)[: size - filled]
         there = np.where(drawn.layout.present, drawn.classes, -1)
-        classes[filled : filled + len(pixels)] = torch.from_numpy(there)[: size - filled]
         layout = zip(drawn.layout.counts, drawn.layout.kinds, drawn.layout.centres, strict=True)
-        for (count, kinds, centres), box, i in zip(layout, drawn.boxes, range(filled, size), strict=False):
-            named = rng.permutation(count)[: rng.integers(2, 4)]
-            text, where = caption([drawn.name(kind) for kind in kinds[named]], centres[named])
+        for k, (count, kinds, centres) in enumerate(layout):
+            if filled % APART == 0:
+                said.clear()
+            for _ in range(TRIES):
+                named = rng.permutation(count)[: rng.integers(fewest, 4)]
+                text, where = caption([drawn.name(kind) for kind in kinds[named]], centres[named], relations)
+                if split_of_caption(text) == split and text not in said:
+                    break
+            else:
+                continue
+            if split:
+                said.add(text)
             ids = vocabulary.encode(text)
-            words[i, : len(ids)] = torch.tensor(ids)
-            spans[i, : len(where)] = torch.tensor(where)
-            boxes[i, : len(where)] = torch.from_numpy(box[named])
-            lengths[i] = len(where)
-        filled = min(size, filled + len(pixels))
+            images[filled] = pixels[k]
+            words[filled, : len(ids)] = torch.tensor(ids)
+            spans[filled, : len(where)] = torch.tensor(where)
+            boxes[filled, : len(where)] = torch.from_numpy(drawn.boxes[k][named])
+            objects[filled] = torch.from_numpy(drawn.boxes[k])
+            classes[filled] = torch.from_numpy(there[k])
+            lengths[filled] = len(where)
+            filled += 1
+            if filled == size:
+                break
         chunk += 1
     return Grounded(Pairs(images, words, spans, lengths, vocabulary), boxes, objects, classes, prompts)

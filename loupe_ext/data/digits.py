@@ -1,4 +1,4 @@
-"""Scenes of real handwritten digits, three to five on a textured background: "a three above a seven".
+"""Scenes of real handwritten digits, three to five on a textured background: "a three above a seven and left of a one".
 
 The digits are the 1797 images of scikit-learn's `load_digits` (8 x 8 pixels, UCI "Optical Recognition of Handwritten
 Digits"), cut once into training (6 of 10), validation and test images; a split's scenes hold only its own images.
@@ -23,13 +23,14 @@ from loupe_ext.data.compose import (
     textures,
     window,
 )
-from loupe_ext.data.pairs import Grounded, Vocabulary
+from loupe_ext.data.grounded import Grounded
+from loupe_ext.data.pairs import Vocabulary
 from loupe_ext.extras import needs
 
 NUMERALS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CLASSES = tuple(noun_phrase(numeral) for numeral in NUMERALS)
 VOCABULARY = Vocabulary([*COMMON_WORDS, *NUMERALS])
-LONGEST = 8  # words: three phrases of two, and two joints
+LONGEST = 11  # words: three phrases of two, "left of" and "and left of"
 PIXEL = (1.8, 2.7)  # smallest and largest size of a digit's own pixel, in the scene's pixels
 
 
@@ -83,4 +84,4 @@ def _draw(rng: np.random.Generator, split: int) -> Drawn:
 
 def digit_scenes(split: int, size: int, seed: int) -> Grounded:
     """`size` scenes of a split (0 training, 1 validation, 2 test), the same ones for the same seed."""
-    return assemble(lambda rng: _draw(rng, split), VOCABULARY, LONGEST, size, (seed, split), CLASSES)
+    return assemble(lambda rng: _draw(rng, split), VOCABULARY, LONGEST, size, (seed, split), CLASSES, relations=True)

@@ -1,4 +1,4 @@
-"""Image-caption pairs, and what only evaluation may see: the true boxes of phrases and objects."""
+"""Image-caption pairs, their words and batches."""
 
 import hashlib
 import json
@@ -18,8 +18,6 @@ import torch
 from torch import Tensor
 
 from loupe_ext._checks import (
-    check_device,
-    check_floating,
     check_int,
     check_ints,
     check_kind,
@@ -123,20 +121,30 @@ def _spelling(word: str, lowercase: bool = True) -> str:
 
 @dataclass(frozen=True)
 class Pairs:
-    """n captioned images: the fields of `Batch` for all of them, and the vocabulary."""
+    """n captioned images: the fields of `Batch` for all of them, and the vocabulary.
+
+    Attributes:
+        characters: [n, P, 2] int64, the characters of its caption that each phrase is, the first and the one after the
+            last; padded with 0, 0. None: the captions were not at hand.
+    """
 
     images: Tensor
     tokens: Tensor
     spans: Tensor
     phrase_lengths: Tensor
     vocabulary: Vocabulary
+    characters: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_images(self.images)
         check_kind("vocabulary", self.vocabulary, Vocabulary, "a Vocabulary")
-        for name, dims in (("tokens", "nL"), ("spans", "nP2"), ("phrase_lengths", "n")):
+        for name, dims in (("tokens", "nL"), ("spans", "nP2"), ("phrase_lengths", "n"), ("characters", "nP2")):
+            if name == "characters" and self.characters is None:
+                continue
             value = check_ints(name, getattr(self, name), dims)
             check_same(name, value, "images", self.images, {"n": (0, 0)})
+            if name == "characters":
+                check_same(name, value, "spans", self.spans, {"P": (1, 1)})
         check_range("tokens", self.tokens, 0, len(self.vocabulary) - 1)
         check_range("spans", self.spans, 0, self.tokens.shape[1])
         check_range("phrase_lengths", self.phrase_lengths, 0, self.spans.shape[1])
@@ -171,7 +179,10 @@ class Pairs:
         if len(captions) != len(images):
             raise ValueError(f"captions: expected one per image ({len(images)}), got {len(captions)}")
         vocabulary = Vocabulary.of(captions) if vocabulary is None else vocabulary
-        return cls(images, *encode_texts("captions", captions, vocabulary, chunker, longest), vocabulary)
+        words, spans, lengths, characters = encode_all(
+            "captions", captions, vocabulary, [chunker] * len(captions), longest
+        )
+        return cls(images, words, spans, lengths, vocabulary, characters)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -216,36 +227,52 @@ def encode_texts(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`tokens`, `spans` and `phrase_lengths` of a `Batch`, of texts that errors call `name`; see `from_captions`."""
     texts = check_names(name, texts)
-    check_kind("vocabulary", vocabulary, Vocabulary, "a Vocabulary")
     check_kind("chunker", chunker, Callable, "a callable")
+    return encode_all(name, texts, vocabulary, [chunker] * len(texts), longest)[:3]
+
+
+def encode_all(
+    name: str, texts: Sequence[str], vocabulary: Vocabulary, chunkers: Sequence[Chunker], longest: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `encode_texts`, with a chunker for each text; and `Pairs.characters`."""
+    check_kind("vocabulary", vocabulary, Vocabulary, "a Vocabulary")
+    for chunker in chunkers[:1]:
+        check_kind("chunker", chunker, Callable, "a callable")
     if check_int("longest", longest, 0, sys.maxsize) <= 2 * vocabulary.framed:
         raise ValueError(f"longest: expected room for a word, got {longest}")
-    read = [_encode(f"{name}[{i}]", text, vocabulary, chunker, longest) for i, text in enumerate(texts)]
-    n, most = len(read), [max(map(len, part), default=0) for part in zip(*read, strict=True)] or [0, 0]
-    words, spans = torch.zeros(n, most[0], dtype=torch.int64), torch.zeros(n, most[1], 2, dtype=torch.int64)
-    for i, (ids, where) in enumerate(read):
+    read = [
+        _encode(f"{name}[{i}]", text, vocabulary, chunker, longest)
+        for i, (text, chunker) in enumerate(zip(texts, chunkers, strict=True))
+    ]
+    n, most = len(read), [max(map(len, part), default=0) for part in zip(*read, strict=True)] or [0, 0, 0]
+    words, spans, characters = (
+        torch.zeros(n, size, *two).long() for size, two in zip(most, ((), (2,), (2,)), strict=True)
+    )
+    for i, (ids, where, phrases) in enumerate(read):
         words[i, : len(ids)], spans[i, : len(where)] = torch.tensor(ids), torch.tensor(where)
-    return words, spans, torch.tensor([len(where) for _, where in read], dtype=torch.int64)
+        characters[i, : len(phrases)] = torch.tensor(phrases)
+    return words, spans, torch.tensor([len(where) for _, where, _ in read], dtype=torch.int64), characters
 
 
 def _encode(
     name: str, text: str, vocabulary: Vocabulary, chunker: Chunker, longest: int
-) -> tuple[list[int], list[tuple[int, int]]]:
-    """The ids of a text, and the spans of its noun phrases in them; of the whole text if it has none."""
+) -> tuple[list[int], list[tuple[int, int]], list[tuple[int, int]]]:
+    """The ids of a text, and its noun phrases' spans in them and characters in it; of the whole text if it has none."""
     located = vocabulary.located(text, name)
     ids, starts = [i for i, _ in located], [start for _, start in located]
     frame = int(vocabulary.framed)  # ids before and after those of the text
     last = min(len(ids), longest) - frame
     if last <= frame:
         raise ValueError(f"{name}: expected a word or more, got {text!r}")
-    spans = []
+    spans, characters = [], []
     for phrase in chunker(text):
         if not 0 <= phrase.start < phrase.end <= len(text):
             raise ValueError(f"chunker: expected phrases of the {len(text)} characters of {text!r}, got {phrase}")
         first, after = (min(bisect_left(starts, at), last) for at in (phrase.start, phrase.end))
         if first < after:  # else it is cut off, or BERT drops all its characters
             spans.append((first, after))
-    return ids[:last] + ids[len(ids) - frame :], spans or [(frame, last)]
+            characters.append((phrase.start, phrase.end))
+    return ids[:last] + ids[len(ids) - frame :], spans or [(frame, last)], characters or [(0, len(text))]
 
 
 class PairBatches:
@@ -296,51 +323,3 @@ class PairBatches:
         if not isinstance(state, dict) or "step" not in state:
             raise TypeError(f"state: expected one of state_dict, got {shown(state)}")
         self.step = check_int("step", state["step"], 0, sys.maxsize)
-
-
-@dataclass(frozen=True)
-class Grounded:
-    """Pairs with the true boxes of every phrase and object. Evaluation takes this; training takes its `pairs`.
-
-    Attributes:
-        pairs: n captioned images.
-        boxes: [n, P, 4] float32, x0, y0, x1, y1 in pixels of each phrase's object; NaN where there is no phrase.
-        objects: [n, K, 4] float32, the boxes of all objects, also of those that the caption does not name; NaN where
-            there is none.
-        classes: [n, K] int64, what each object is, an index of `prompts`; -1 where there is none.
-        prompts: what a caption would call an object of each class, in the words of the vocabulary.
-    """
-
-    pairs: Pairs
-    boxes: Tensor
-    objects: Tensor
-    classes: Tensor
-    prompts: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        check_kind("pairs", self.pairs, Pairs, "Pairs")
-        for name in ("boxes", "objects", "classes"):
-            check_tensor(name, getattr(self, name))
-            check_device(name, getattr(self, name), "pairs.images", self.pairs.images)
-        check_floating("boxes", self.boxes)
-        check_floating("objects", self.objects)
-        check_names("prompts", self.prompts)
-        shape = (*self.pairs.spans.shape[:2], 4)
-        if self.boxes.shape != shape:
-            raise ValueError(f"boxes: expected shape {shape}, got {tuple(self.boxes.shape)}")
-        check_objects(self.objects, self.classes, len(self), len(self.prompts))
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-
-def check_objects(objects: Tensor, classes: Tensor, n: int, count: int) -> None:
-    """Raise unless these are the boxes [n, K, 4] and the classes [n, K], of `count`, of the objects of n images."""
-    if classes.dim() != 2 or len(classes) != n or classes.dtype != torch.int64:
-        raise ValueError(f"classes: expected int64 of shape [{n}, *], got {classes.dtype} {tuple(classes.shape)}")
-    if objects.shape != (*classes.shape, 4):
-        raise ValueError(f"objects: expected shape {(*classes.shape, 4)}, got {tuple(objects.shape)}")
-    if ((classes < -1) | (classes >= count)).any():
-        raise ValueError(f"classes: expected -1 to {count - 1}, got {classes.min()} to {classes.max()}")
-    if not objects[classes >= 0].isfinite().all():
-        raise ValueError("objects: expected finite boxes of all objects, got NaN or infinity")

@@ -23,7 +23,8 @@ import torch
 from numpy.typing import NDArray
 
 from loupe_ext.data.compose import Floats, Ints, noun_phrase, relation, textures
-from loupe_ext.data.pairs import Grounded, Pairs, Vocabulary
+from loupe_ext.data.grounded import Grounded
+from loupe_ext.data.pairs import Pairs, Vocabulary
 from loupe_ext.extras import needs
 
 Pixels = NDArray[np.uint8]

@@ -24,7 +24,8 @@ from loupe_ext.data.compose import (
     textures,
     window,
 )
-from loupe_ext.data.pairs import Grounded, Vocabulary
+from loupe_ext.data.grounded import Grounded
+from loupe_ext.data.pairs import Vocabulary
 
 Reals = NDArray[np.floating]
 

@@ -2,7 +2,6 @@
 stop.
 """
 
-import atexit
 import os
 import random
 import signal
@@ -11,6 +10,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count, islice
+from multiprocessing.util import Finalize
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -323,11 +323,12 @@ class Stream:
             prefetch_factor=prefetch if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
         )
-        atexit.register(_end_workers, weakref.ref(self._loader))
 
     def __iter__(self) -> Iterator[Batch]:
         self._iteration += 1
         iteration = self._iteration
+        # Of the process that reads, which may be a fork: no `atexit` of one runs.
+        Finalize(self._loader, _end_workers, (weakref.ref(self._loader),), exitpriority=0)
         while True:
             whole, given = not any(map(any, self._positions)), 0
             self._start[:2] = torch.tensor([self._epoch, self._turn])

@@ -25,13 +25,14 @@ class DualEncoder(nn.Module):
             `width`; such as `loupe_ext.model.image.ImageEncoder`.
         text_encoder: any module from token ids [B, L], padded with 0, and spans [B, P, 2] to [B, L, width], with its
             `width`; and `vocabulary_size`, if ids are to be checked. Such as `loupe_ext.model.text.TextEncoder`.
-        dim: of the common space.
+        dim: of the common space. box_blocks: of the region head, 7 patches across each; for an image encoder whose
+            patches see little.
 
     Attributes:
         vocabulary: whose ids it has learned, a `loupe_ext.data.Vocabulary`; None: not known.
     """
 
-    def __init__(self, image_encoder: Any, text_encoder: Any, dim: int = 64) -> None:
+    def __init__(self, image_encoder: Any, text_encoder: Any, dim: int = 64, box_blocks: int = 2) -> None:
         super().__init__()
         for name, encoder in (("image_encoder", image_encoder), ("text_encoder", text_encoder)):
             if not isinstance(encoder, nn.Module) or not isinstance(getattr(encoder, "width", None), int):
@@ -43,7 +44,7 @@ class DualEncoder(nn.Module):
         self.text_projection = nn.Linear(self.text.width, dim)
         self.query = nn.Linear(self.image.width, 1, bias=False)
         nn.init.zeros_(self.query.weight)
-        self.region_head = RegionHead(self.image.width)
+        self.region_head = RegionHead(self.image.width, blocks=check_int("box_blocks", box_blocks, 0, 1000))
 
     @property
     def dim(self) -> int:

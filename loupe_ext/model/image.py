@@ -28,6 +28,22 @@ class Residual(nn.Module):
         return x + self.conv2(gelu(self.norm2(self.conv1(gelu(self.norm1(x))))))
 
 
+class ConvNeXt(nn.Module):
+    """A block that sees far and costs little: a depthwise 7 x 7 convolution, then a perceptron per position.
+
+    (Liu et al., "A ConvNet for the 2020s", CVPR 2022, with half the perceptron's width.)
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(width)
+        self.depthwise = nn.Conv2d(width, width, 7, padding=3, groups=width)
+        self.widen, self.narrow = nn.Conv2d(width, 2 * width, 1), nn.Conv2d(2 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.narrow(gelu(self.widen(self.norm(self.depthwise(x)))))
+
+
 class ImageEncoder(nn.Module):
     """Images to one token a patch of 4 x 4 pixels.
 

@@ -46,6 +46,7 @@ class TextEncoder(nn.Module):
         self.vocabulary_size = check_int("vocabulary_size", vocabulary_size, 1, 2**31 - 1)
         self.width = width = check_int("width", width, 1, 2**31 - 1)
         self.embed = nn.Embedding(vocabulary_size, width)
+        nn.init.normal_(self.embed.weight, std=0.02)  # Adam's steps are small beside 1: rare words would hardly move
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
         self.attention = PhraseAttention(width, heads, reach)
         self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
@@ -66,6 +67,6 @@ class TextEncoder(nn.Module):
         visible |= torch.eye(
             tokens.shape[1], dtype=torch.bool, device=tokens.device
         )  # padding sees itself, not nothing
-        x = self.embed(tokens)
-        x = x + self.attention(self.norm1(x), visible)
+        x = self.norm1(self.embed(tokens))
+        x = x + self.attention(x, visible)
         return self.norm3(x + self.feed(self.norm2(x)))

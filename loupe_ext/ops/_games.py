@@ -87,6 +87,6 @@ class Games:
         self.tensors = (self.scores, self.cols, self.rows_of, self.cols_of)
 
     def native(self) -> _C.PairwiseCall:
-        s, c, m, n = (address(x) for x in self.tensors)
+        s, c, m, n = map(address, self.tensors)
         B, M, N = self.scores.shape
         return _C.PairwiseCall(s, c, m, n, B, M, N, dtype_name(self.scores), self.p, self.game)

@@ -75,13 +75,27 @@ def dtype_name(tensor: torch.Tensor) -> str:
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Makes a GPU the current one, for what launches on the current device."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)
 
 
 def current_stream(device: torch.device) -> int:
-    return torch.cuda.current_stream(device).cuda_stream
+    """The address of the stream; as an object of torch.cuda it would take microseconds."""
+    return torch._C._cuda_getCurrentRawStream(device.index)
+
+
+def scratch_for(like: torch.Tensor, size: int) -> torch.Tensor | None:
+    """Scratch memory of a kernel: few need any."""
+    return like.new_empty(size, dtype=torch.uint8) if size else None
 
 
 def dense_lengths(lengths: torch.Tensor | None) -> torch.Tensor | None:
-    """Lengths as the kernels read them: int64, contiguous, and out of reach of other threads once they are checked."""
-    return None if lengths is None else lengths.to(torch.int64, copy=True).contiguous()
+    """Lengths as the kernels read them: int64 and contiguous. On a CPU, where they are checked, out of reach of other
+    threads from then on; a GPU's kernels take no length on trust.
+    """
+    if lengths is None:
+        return None
+    if lengths.dtype != torch.int64:
+        return lengths.to(torch.int64, memory_format=torch.contiguous_format)
+    return lengths.contiguous() if lengths.is_cuda else lengths.clone(memory_format=torch.contiguous_format)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 import loupe_ext._C as _C
-from loupe_ext.ops._native import address, current_stream, dtype_name, on_device, resolve_backend
+from loupe_ext.ops._native import address, current_stream, dtype_name, on_device, resolve_backend, scratch_for
 from loupe_ext.ops._register import register
 from loupe_ext.ops.coalitions import MAX_PLAYERS
 
@@ -50,7 +50,7 @@ def _walks(a: Tensor, gram: Tensor, regions: Tensor, orders: Tensor, prefixes: b
         if chosen == "cpu":
             _C.region_walks_cpu(call, address(out), torch.get_num_threads())
         else:
-            scratch = out.new_empty(_C.region_scratch_bytes_cuda(call), dtype=torch.uint8)
+            scratch = scratch_for(out, _C.region_scratch_bytes_cuda(call))
             _C.region_walks_cuda(call, address(out), address(scratch), current_stream(a.device))
     return out
 

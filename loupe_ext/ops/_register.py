@@ -3,15 +3,27 @@
 `torch.library.Library` instead of `torch.library.custom_op`: a third of the overhead per call.
 """
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.overrides import has_torch_function
 
 from loupe_ext._checks import NO_FORWARD_MODE, check_no_tangent
 
 _library = torch.library.Library("loupe", "DEF")
+# Keys, of tensors and of the thread, for which the dispatcher has nothing to do.
+_PLAIN = functools.reduce(
+    operator.or_,
+    (
+        torch._C.DispatchKeySet(torch._C._dispatch_key_parse(key)).raw_repr()
+        for key in ("CPU", "CUDA", "AutogradCPU", "ADInplaceOrView", "AutocastCPU", "AutocastCUDA", "BackendSelect")
+    ),
+)
 
 
 def register(
@@ -42,11 +54,60 @@ def register(
     names = [argument.name for argument in op._schema.arguments]
     transformed = transformable(qualified, op, backward, setup_context, shared)
 
+    differentiable = _differentiable(qualified, implementation, backward, setup_context)
+
     def call(*args: Any) -> Any:
+        plain, differentiated = is_plain(args)
+        if plain:
+            return differentiable(*args) if differentiated else implementation(*args)
         check_no_tangent(qualified, names, args)
         return transformed(*args) if under_transform() else op(*args)
 
     return call
+
+
+def is_plain(args: tuple[Any, ...]) -> tuple[bool, bool]:
+    """Whether PyTorch's dispatcher would do nothing but call the implementation, which it does at a higher price than a
+    small problem's: there is no compiler, transform, mode, subclass, lazy negation, trace or profiler. And whether a
+    gradient is asked for.
+    """
+    if torch.compiler.is_compiling():
+        return False, False
+    keys, differentiated = torch._C._dispatch_tls_local_include_set(), False
+    for x in args:
+        if isinstance(x, Tensor):
+            keys = keys | torch._C._dispatch_keys(x)
+            differentiated = differentiated or x.requires_grad
+    differentiated = differentiated and torch.is_grad_enabled()
+    below_autograd = torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradFunctionality)
+    special = (
+        keys.raw_repr() & ~_PLAIN
+        or has_torch_function(args)
+        or forward_ad._current_level >= 0
+        or torch._C._autograd._profiler_enabled()
+        or (differentiated and below_autograd)
+    )
+    return not special, differentiated
+
+
+def _differentiable(
+    name: str,
+    implementation: Callable[..., Any],
+    backward: Callable[..., Any] | None,
+    setup_context: Callable[..., Any] | None,
+) -> Callable[..., Any]:
+    """The implementation with its gradient, as the op has it, for plain arguments."""
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        out = implementation(*args)
+        out = tuple(out) if isinstance(out, list) else out
+        if setup_context is not None:
+            setup_context(ctx, args, out)
+        return out
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward or no_derivative(name))}
+    apply: Callable[..., Any] = type(name, (torch.autograd.Function,), methods).apply  # type: ignore[attr-defined]
+    return apply
 
 
 def under_transform() -> bool:

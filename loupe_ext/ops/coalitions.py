@@ -8,7 +8,7 @@ from torch import Tensor
 import loupe_ext._C as _C
 from loupe_ext._checks import as_device, check_flag, check_index, check_int, check_tensor
 from loupe_ext._indices import Index
-from loupe_ext.ops._native import Backend, address, current_stream, resolve_backend
+from loupe_ext.ops._native import Backend, address, current_stream, on_device, resolve_backend
 from loupe_ext.ops._register import register
 
 MAX_PLAYERS = 1024
@@ -204,18 +204,14 @@ def _implementation(
     out = _empty(what, problems, samples, players, device)
     if device.type == "meta":
         return out
-    if chosen == "triton":
-        from loupe_ext.triton import coalitions as kernels
+    with on_device(out.device):
+        if chosen == "triton":
+            from loupe_ext.triton import coalitions as kernels
 
-        kernels.sample(out, what, *numbers)
-        return out
-    call = _C.SampleCall(*numbers)
-    draw = getattr(_C, f"sample_{what}_{chosen}")
-    if chosen == "cpu":
-        draw(call, address(out), torch.get_num_threads())
-    else:
-        with torch.cuda.device(device):
-            draw(call, address(out), current_stream(device))
+            kernels.sample(out, what, *numbers)
+            return out
+        call, draw = _C.SampleCall(*numbers), getattr(_C, f"sample_{what}_{chosen}")
+        draw(call, address(out), torch.get_num_threads() if chosen == "cpu" else current_stream(out.device))
     return out
 
 

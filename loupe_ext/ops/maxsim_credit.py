@@ -9,7 +9,7 @@ import loupe_ext._C as _C
 from loupe_ext._checks import check_floating, check_index, check_lengths, check_like, check_probability, check_tensor
 from loupe_ext._indices import Index
 from loupe_ext.ops._games import MAX_ENTRIES, Games
-from loupe_ext.ops._native import Backend, address, current_stream, on_device, resolve_backend
+from loupe_ext.ops._native import Backend, address, current_stream, on_device, resolve_backend, scratch_for
 from loupe_ext.ops._register import register
 
 
@@ -119,7 +119,7 @@ def _run(
 
             return kernels.run(grad, games.scores, games.rows_of, games.cols_of, p)
         native = games.native()
-        scratch = scores.new_empty(_C.maxsim_credit_scratch_bytes_cuda(native, backward), dtype=torch.uint8)
+        scratch = scratch_for(scores, _C.maxsim_credit_scratch_bytes_cuda(native, backward))
         kernel = _C.maxsim_credit_backward_cuda if backward else _C.maxsim_credit_cuda
         kernel(native, *addresses, address(scratch), current_stream(scores.device))
     return out

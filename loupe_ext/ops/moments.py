@@ -15,6 +15,7 @@ from loupe_ext.ops._native import (
     dtype_name,
     on_device,
     resolve_backend,
+    scratch_for,
 )
 from loupe_ext.ops._register import register
 from loupe_ext.ops.coalitions import MAX_PLAYERS
@@ -160,7 +161,7 @@ def _forward(coalitions: Tensor, values: Tensor, offsets: Tensor | None, n: int,
 
             return kernels.forward(call.coalitions, values, call.offsets, n)
         native = call.native(values, n)
-        scratch = out.new_empty(_C.moments_scratch_bytes_cuda(native), dtype=torch.uint8)
+        scratch = scratch_for(out, _C.moments_scratch_bytes_cuda(native))
         _C.moments_cuda(native, address(values), address(out), address(scratch), current_stream(values.device))
     return out
 

@@ -9,7 +9,7 @@ import loupe_ext._C as _C
 from loupe_ext._checks import check_choice, check_index, check_like
 from loupe_ext._indices import Index
 from loupe_ext.ops._games import GameName, Games, batch_of, check_games
-from loupe_ext.ops._native import Backend, address, current_stream, on_device, resolve_backend
+from loupe_ext.ops._native import Backend, address, current_stream, on_device, resolve_backend, scratch_for
 from loupe_ext.ops._register import register
 from loupe_ext.ops.sides import sides
 
@@ -115,7 +115,7 @@ def _forward(
 
             return kernels.forward(*call.tensors, p, game)
         native = call.native()
-        scratch = out.new_empty(_C.pairwise_scratch_bytes_cuda(native), dtype=torch.uint8)
+        scratch = scratch_for(out, _C.pairwise_scratch_bytes_cuda(native))
         _C.pairwise_cuda(native, address(out), address(scratch), current_stream(scores.device))
     return out
 
@@ -148,7 +148,7 @@ def _backward(
 
             return kernels.backward(grad, *call.tensors, p, game)
         native = call.native()
-        scratch = grad.new_empty(_C.pairwise_scratch_bytes_cuda(native), dtype=torch.uint8)
+        scratch = scratch_for(grad, _C.pairwise_scratch_bytes_cuda(native))
         _C.pairwise_backward_cuda(native, address(grad), *results, address(scratch), current_stream(scores.device))
     return grads
 

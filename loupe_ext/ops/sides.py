@@ -9,7 +9,7 @@ import loupe_ext._C as _C
 from loupe_ext._checks import check_index, check_like
 from loupe_ext._indices import Index
 from loupe_ext.ops._games import MAX_ENTRIES, GameName, Games, batch_of, check_games
-from loupe_ext.ops._native import Backend, address, current_stream, on_device, resolve_backend
+from loupe_ext.ops._native import Backend, address, current_stream, on_device, resolve_backend, scratch_for
 from loupe_ext.ops._register import register
 
 
@@ -99,7 +99,7 @@ def _forward(
 
             return kernels.forward(*games.tensors, p, game, order)
         native = games.native()
-        scratch = scores.new_empty(_C.sides_scratch_bytes_cuda(native, order, False), dtype=torch.uint8)
+        scratch = scratch_for(scores, _C.sides_scratch_bytes_cuda(native, order, False))
         results = address(regions), address(phrases)
         _C.sides_cuda(native, order, *results, address(scratch), current_stream(scores.device))
     return regions, phrases
@@ -135,7 +135,7 @@ def _backward(
 
             return kernels.backward(sides_grads, *games.tensors, p, game, order)
         native = games.native()
-        scratch = scores.new_empty(_C.sides_scratch_bytes_cuda(native, order, True), dtype=torch.uint8)
+        scratch = scratch_for(scores, _C.sides_scratch_bytes_cuda(native, order, True))
         _C.sides_backward_cuda(native, order, *given, *results, address(scratch), current_stream(scores.device))
     return grads
 

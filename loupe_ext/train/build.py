@@ -41,7 +41,7 @@ def build(config: Config, vocabulary: Vocabulary | int, pretrained: bool = True)
             text = BertEncoder(size, m.bert_width, m.bert_layers, m.text_weights if pretrained else None)
         else:
             text = TextEncoder(size, m.width)
-        model = DualEncoder(image, text, m.dim)
+        model = DualEncoder(image, text, m.dim, m.box_blocks)
         objective = Objective(config.objective, dim=m.dim, seed=config.seed)
     model.vocabulary = known
     return model, objective

@@ -20,7 +20,8 @@ from loupe_ext._checks import (
     check_tensor,
 )
 from loupe_ext._dtypes import promoted
-from loupe_ext.data.pairs import Vocabulary, check_objects, encode_texts
+from loupe_ext.data.grounded import check_objects
+from loupe_ext.data.pairs import Vocabulary, encode_texts
 from loupe_ext.extras import needs
 from loupe_ext.model.features import VisionLanguageModel, device_of
 

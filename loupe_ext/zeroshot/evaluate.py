@@ -9,7 +9,7 @@ from torch import Tensor
 
 from loupe_ext._checks import check_kind
 from loupe_ext._dtypes import promoted
-from loupe_ext.data.pairs import Grounded
+from loupe_ext.data.grounded import Grounded
 from loupe_ext.losses import late_interaction_similarity
 from loupe_ext.model import heat
 from loupe_ext.model.dual import check_tokens
@@ -90,6 +90,9 @@ def evaluate(
     miss, wherever it comes up: similarities, heat, proposals, scores. A phrase without a finite true box is left out of
     the metrics of boxes and points.
 
+    The control of pointing: each phrase's true box is pointed at by a phrase of the next scene's caption. Boxes of many
+    sizes near the middle are hit by chance too, and by a model that finds objects and understands no word.
+
     Args:
         model: a `VisionLanguageModel`; if it knows the words that it was trained on (`vocabulary`), they are compared.
         scenes: one or more, of the same words.
@@ -99,9 +102,10 @@ def evaluate(
         threshold: of `heat_boxes`, 0 to below 1; `choose_threshold` has one.
 
     Returns:
-        "i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5"; "pointing"; "acc50", "acc30" and "miou" of `heat_boxes`; and, of a model
-        whose boxes learned, from pseudo boxes or as regions of the other losses, "recall" of its proposals and
-        "proposal_acc50", "proposal_acc30", "proposal_miou", and "ap50" and "ap30" of detection, by `average_precision`.
+        "i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5"; "pointing" and, of two scenes or more, its control "pointing_shuffled";
+        "acc50", "acc30" and "miou" of `heat_boxes`; and, of a model whose boxes learned, from pseudo boxes or as
+        regions of the other losses, "recall" of its proposals and "proposal_acc50", "proposal_acc30", "proposal_miou",
+        and, where the scenes have classes, "ap50" and "ap30" of detection, by `average_precision`.
         "left_out" is there too, if phrases were: how many.
 
     Raises:
@@ -112,24 +116,43 @@ def evaluate(
     config = ObjectiveConfig() if objective is None else objective.config
     metrics = recalls(*similarities(seen, config.cmc.weight > 0))
     metrics["pointing"] = grounding.pointing_accuracy(heat.peaks(seen.heat, seen.patch), seen.boxes)
+    if len(scenes) > 1:
+        control = heat.peaks(heat_of_others(seen), seen.patch)
+        metrics["pointing_shuffled"] = grounding.pointing_accuracy(control, seen.boxes)
     metrics |= grounding.grounding_accuracy(heat.heat_boxes(seen.heat, threshold, seen.patch), seen.boxes)
     if config.learns_boxes and seen.images[0].boxes is not None:
         scale = config.logit_scale if objective is None else objective.local_logit_scale()
-        prompts = detection.encode_prompts(model, scenes.prompts, scenes.pairs.vocabulary)
+        known = scenes.prompts
+        prompts = detection.encode_prompts(model, known, scenes.pairs.vocabulary) if known else None
         proposals, chosen, found, scores = [], [], [], []
         for image, text in zip(seen.images, seen.texts, strict=True):
             features, boxes, confidence = image.proposals(config.proposals, config.overlap)
             mask = text.phrase_mask
             found.append(boxes)
-            scores.append(detection.score_detections(features, confidence, prompts, scale))
+            if prompts is not None:
+                scores.append(detection.score_detections(features, confidence, prompts, scale))
             picked = grounding.choose_proposals(features, confidence, text.phrases)
             proposals.append(boxes[:, None].expand(*mask.shape, -1, -1)[mask])
             chosen.append(grounding.chosen_boxes(boxes, picked)[mask])
         metrics["recall"] = grounding.proposal_recall(torch.cat(proposals), seen.boxes)
         by_proposals = grounding.grounding_accuracy(torch.cat(chosen), seen.boxes)
         metrics |= {f"proposal_{name}": value for name, value in by_proposals.items() if name != "left_out"}
-        metrics |= detection.average_precision(torch.cat(found), torch.cat(scores), scenes.objects, scenes.classes)
+        if scores:
+            metrics |= detection.average_precision(torch.cat(found), torch.cat(scores), scenes.objects, scenes.classes)
     return metrics
+
+
+@torch.no_grad()
+def heat_of_others(seen: Encoded) -> Tensor:
+    """The heat of a phrase of the next scene's caption (of the last scene, the first one's) for each phrase."""
+    phrases = torch.cat([text.phrases for text in seen.texts]).roll(-1, 0)
+    lengths = torch.cat([text.phrase_lengths for text in seen.texts])
+    there = torch.cat([text.phrase_mask for text in seen.texts])
+    at = torch.arange(phrases.shape[1], device=phrases.device) % lengths.roll(-1)[:, None]
+    phrases = phrases.gather(1, at[..., None].expand_as(phrases))
+    sizes = [len(text.phrases) for text in seen.texts]
+    parts = zip(seen.images, phrases.split(sizes), there.split(sizes), strict=True)
+    return torch.cat([heat.heat_maps(image.patches, of)[mask] for image, of, mask in parts])
 
 
 def similarities(seen: Encoded, pooled: bool = True) -> tuple[Tensor, Tensor]:
