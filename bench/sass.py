@@ -27,32 +27,36 @@ KERNEL = (
 )
 LINE = """
 template <class Key, int S>
-__global__ void forward_line(int n, int step, Weights head, int where, int other) {{
+__global__ void forward_line(const ShortLine* lines, Weights head, int where, int other) {{
   LOUPE_DYNAMIC_SHARED(shared);
-  const Weights* below = reinterpret_cast<Weights*>(shared);
-  float* tile = reinterpret_cast<float*>(shared) + where + threadIdx.x;
+  const ShortLine line = lines[threadIdx.x];
+  const auto below = Shared<Weights>::of(reinterpret_cast<Weights*>(shared));
+  const auto tile = Shared<float>::of(reinterpret_cast<float*>(shared) + where + threadIdx.x);
   Key key[S];
   float part[S], sum = 0;
-  take_line<S, false>(key, tile, n, step);
+  take_line<S, false>(key, tile, line);
   __syncthreads();
-  sweep_forward<S>(key, n, head, below, tile, part);
+  sweep_forward<S>(key, head, below, tile, part);
   __syncthreads();
-  for (int k = 0; k < n; ++k) sum += tile[other + k * step];
+#pragma unroll 4
+  for (int k = 0; k < line.n; ++k) sum += tile[other + k * line.step];
   __syncthreads();
-  put_line<S>(key, n, part, sum, tile);
+  put_line<S>(key, part, sum, tile);
 }}
 template <class Key, int S>
-__global__ void backward_line(int n, int step, int where, int other) {{
+__global__ void backward_line(const ShortLine* lines, int where, int other, float before) {{
   LOUPE_DYNAMIC_SHARED(shared);
-  const Weights* below = reinterpret_cast<Weights*>(shared);
-  float* tile = reinterpret_cast<float*>(shared) + where + threadIdx.x;
+  const ShortLine line = lines[threadIdx.x];
+  const auto below = Shared<Weights>::of(reinterpret_cast<Weights*>(shared));
+  const auto tile = Shared<float>::of(reinterpret_cast<float*>(shared) + where + threadIdx.x);
   Key key[S];
-  take_line<S, true>(key, tile, n, step);
+  const auto across = Shared<float>::of(reinterpret_cast<float*>(shared) + other);
+  take_line<S, true>(key, tile, line);
   __syncthreads();
-  sweep_backward<S>(key, n, below, below + S, tile + other, tile + 2 * other, true, true, tile);
+  sweep_backward<S>(key, below, below, tile, across, before, tile);
 }}
-template __global__ void forward_line<ShortKey<{0}>::Type, {1}>(int, int, Weights, int, int);
-template __global__ void backward_line<ShortKey<{0}>::Type, {1}>(int, int, int, int);
+template __global__ void forward_line<ShortKey<{0}>::Type, {1}>(const ShortLine*, Weights, int, int);
+template __global__ void backward_line<ShortKey<{0}>::Type, {1}>(const ShortLine*, int, int, float);
 """
 
 

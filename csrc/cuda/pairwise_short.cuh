@@ -16,13 +16,17 @@ struct Divisor {  // by 1 .. 64, of numbers up to 4096
   __device__ int divide(int x) const { return (x * inverse) >> 18; }
 };
 
+// Shared memory of a block: the atoms of the weights; by problem or for all of them the heads and weights, rows first; tiles
+// of rows, of columns and, backward, of the gradient, each with room behind it for what is no entry; then lengths and flags.
 struct ShortLayout {
   static constexpr int kThreads = 128, kLongest = 64;
-  int problems;             // at a time
+  int problems;              // at a time
   int row_threads, threads;
-  int stride, size;         // of a tile's rows and problems; a row has room for one more entry: the gradient's sum over it
-  int tables;               // one for all problems, or one for each
-  int64_t shared_bytes;
+  int stride, size, all;     // floats of a tile's rows, of its problems, and of all of them
+  int tables;                // one for all problems, or one for each
+  int row_size, col_size;    // of the networks
+  int heads, below, own, row_tile, col_tile, gradient, totals, lengths;  // where they begin, in bytes
+  int shared_bytes;
   Divisor by_rows, by_columns;
 
   static bool fits(const PairwiseCall& call) { return call.dtype != DType::f64 && call.M <= kLongest && call.N <= kLongest; }
@@ -35,14 +39,25 @@ struct ShortLayout {
         x.row_threads = rows;
         x.threads = rows + cols;
       }
-    x.stride = (N + 1) | 1;  // odd: the lanes of a warp that walk along rows hit different banks
+    x.stride = (N + 1) | 1;  // odd: the lanes of a warp that walk along rows hit different banks; one column is no entry's
     x.size = M * x.stride;
+    x.all = x.problems * x.size;
     x.tables = call.region_lengths || call.phrase_lengths ? x.problems : 1;
+    x.row_size = network_size(N);
+    x.col_size = network_size(M);
     x.by_rows = Divisor::of(M);
     x.by_columns = Divisor::of(N);
-    const int64_t weights = int64_t(x.tables) * ((M + N) * (backward ? 2 : 1) + 2) * sizeof(Weights);
-    x.shared_bytes = (M + N + 1) * sizeof(double) + weights + 3 * x.problems * sizeof(int) +
-                     x.problems * int64_t(backward ? 3 * x.size + N : 2 * x.size) * sizeof(float);
+    const int weights = x.tables * (x.row_size + x.col_size) * int(sizeof(Weights));
+    const int tile = (x.all + x.problems * N) * int(sizeof(float));
+    x.heads = (M + N + 1) * int(sizeof(double));
+    x.below = x.heads + 2 * x.tables * int(sizeof(Weights));
+    x.own = x.below + weights;
+    x.row_tile = x.own + (backward ? weights : 0);
+    x.col_tile = x.row_tile + tile;
+    x.gradient = x.col_tile + tile;
+    x.totals = x.gradient + x.all * int(sizeof(float));
+    x.lengths = x.gradient + (backward ? tile : 0);
+    x.shared_bytes = x.lengths + 3 * x.problems * int(sizeof(int));
     return x;
   }
 };
@@ -56,7 +71,7 @@ struct alignas(16) Sixteen {
 // Calls work(k, x[k]) for every k < count by the block's threads; sixteen bytes at a time where `x` allows it.
 template <class In, class Work>
 __device__ inline void for_each_loaded(const In* x, int count, const Work& work) {
-  constexpr int V = Sixteen<In>::count, kAhead = 4;  // loads under way before the first is used
+  constexpr int V = Sixteen<In>::count, kAhead = 2;  // loads under way before the first is used
   const int threads = int(blockDim.x);
   if (reinterpret_cast<uintptr_t>(x) % 16 == 0 && count % V == 0) {
 #pragma unroll 1
@@ -103,60 +118,81 @@ __device__ inline void store_each(In* x, int count, const Value& value) {
   }
 }
 
-// What a thread does with its line, its entries `step` apart in a tile.
+// An address in shared memory that stays in one register: from a pointer nvcc makes it anew for every access.
+template <class T>
+struct Shared {
+#ifdef __CUDACC__
+  unsigned start;
+  __device__ static Shared of(T* x) {
+    unsigned start = unsigned(__cvta_generic_to_shared(x));
+    asm volatile("" : "+r"(start));
+    return {start};
+  }
+  __device__ T& at_byte(int at) const { return *static_cast<T*>(__cvta_shared_to_generic(start + at)); }
+#else
+  unsigned char* start;
+  static Shared of(T* x) { return {reinterpret_cast<unsigned char*>(x)}; }
+  T& at_byte(int at) const { return *reinterpret_cast<T*>(start + at); }
+#endif
+  __device__ T& operator[](int k) const { return at_byte(k * int(sizeof(T))); }
+};
+
+// A thread's line: n entries `step` floats apart in a tile, of the S that are sorted; those that are none have the place `none`.
+struct ShortLine {
+  int n, step, none;
+};
+
 template <int S, bool stable, class Key>
-__device__ inline void take_line(Key* key, const float* scores, int n, int step) {
+__device__ inline void take_line(Key* key, Shared<float> scores, ShortLine line) {
 #pragma unroll
-  for (int k = 0; k < S; ++k) key[k] = k < n ? Key::template of<stable>(scores[k * step], k * step) : Key::padding();
-  Key::template sort<S, stable>(key, n);
+  for (int k = 0; k < S; ++k)
+    key[k] = k < line.n ? Key::template of<stable>(scores[k * line.step], k, line.step)
+                        : Key::template of<stable>(-kBeyond, 1, line.none);
+  Key::template sort<S, stable>(key);
 }
 
 // part = F + G by places of the order; G of every entry to `mine`.
 template <int S, class Key>
-__device__ inline void sweep_forward(const Key* key, int n, Weights head, const Weights* below, float* mine, float* part) {
+__device__ inline void sweep_forward(const Key* key, Weights head, Shared<Weights> below, Shared<float> mine, float* part) {
   float f = 0, g = 0, x_below = 0;
 #pragma unroll
-  for (int k = S - 1; k >= 0; --k)
-    if (k < n) {
-      const float x = key[k].value(), drop = k + 1 < n ? x - x_below : 0.0f;
-      const Weights after = below[k];
-      f += drop * after.f;
-      g += drop * after.g;
-      x_below = x;
-      part[k] = head.f * x + f;
-      mine[key[k].template at<false>()] = head.g * x + g;
-    }
+  for (int k = S - 1; k >= 0; --k) {
+    const float x = key[k].value(), drop = k + 1 < S ? x - x_below : 0.0f;
+    const Weights after = below[k];
+    f += drop * after.f;
+    g += drop * after.g;
+    x_below = x;
+    part[k] = head.f * x + f;
+    mine.at_byte(key[k].template at<false>()) = head.g * x + g;
+  }
 }
 
 template <int S, class Key>
-__device__ inline void put_line(const Key* key, int n, const float* part, float sum, float* mine) {
+__device__ inline void put_line(const Key* key, const float* part, float sum, Shared<float> mine) {
 #pragma unroll
-  for (int k = 0; k < S; ++k)
-    if (k < n) mine[key[k].template at<false>()] = part[k] - sum;
+  for (int k = 0; k < S; ++k) mine.at_byte(key[k].template at<false>()) = part[k] - sum;
 }
 
-// The gradient of every entry to `mine`, from that of F + G (`gradient`) and of G (gradient - across).
+// The gradient of every entry to `mine`, from that of F + G (`gradient`) and of G (gradient - across). `before`: 0, or NaN.
 template <int S, class Key>
-__device__ inline void sweep_backward(const Key* key, int n, const Weights* below, const Weights* own, const float* gradient,
-                                      const float* across, bool counts, bool finite, float* mine) {
-  float f_above = 0, g_above = 0;
+__device__ inline void sweep_backward(const Key* key, Shared<Weights> below, Shared<Weights> own, Shared<float> gradient,
+                                      Shared<float> across, float before, Shared<float> mine) {
+  float f_above = before, g_above = before;
 #pragma unroll
-  for (int k = 0; k < S; ++k)
-    if (k < n) {
-      const int at = key[k].template at<true>();
-      const float f = gradient[at], g = f - across[at];
-      const Weights here = own[k], after = below[k];
-      const float x = f * after.f + g * after.g - (f_above * here.f + g_above * here.g);
-      mine[at] = finite ? (counts ? x : 0.0f) : NAN;
-      f_above += f;
-      g_above += g;
-    }
+  for (int k = 0; k < S; ++k) {
+    const int at = key[k].template at<true>();
+    const float f = gradient.at_byte(at), g = f - across.at_byte(at);
+    const Weights here = own[k], after = below[k];
+    mine.at_byte(at) = f * after.f + g * after.g - (f_above * here.f + g_above * here.g);
+    f_above += f;
+    g_above += g;
+  }
 }
 
 // How many blocks of a kernel an SM is to hold at once, which bounds a thread's registers.
 template <class Key, int P>
 constexpr int blocks_of_an_sm() {
-  return P <= 16 ? 6 : P <= 32 ? 4 : 3;
+  return P <= 16 ? 4 : P <= 32 ? 3 : 2;
 }
 
 template <class In, int P, bool backward>
@@ -164,29 +200,24 @@ __global__ void __launch_bounds__(ShortLayout::kThreads, (blocks_of_an_sm<typena
     pairwise_short_kernel(const PairwiseCall call, const ShortLayout layout, const In* grad, In* out, In* out_cols) {
   typedef typename ShortKey<In>::Type Key;
   LOUPE_DYNAMIC_SHARED(shared);
-  const int M = int(call.M), N = int(call.N), area = M * N, thread = int(threadIdx.x), all = layout.problems * layout.size;
+  const int M = int(call.M), N = int(call.N), area = M * N, thread = int(threadIdx.x), weights = layout.row_size + layout.col_size;
   double* atoms = reinterpret_cast<double*>(shared);
-  Weights* heads = reinterpret_cast<Weights*>(atoms + M + N + 1);  // a and b of rows and of columns
-  Weights* below = heads + 2 * layout.tables;
-  Weights* own = below + layout.tables * (M + N);
-  float* row_tile = reinterpret_cast<float*>(backward ? own + layout.tables * (M + N) : own);
-  float* col_tile = row_tile + all;
-  float* gradient = col_tile + all;
-  float* totals = gradient + all;  // of the gradient, over columns
-  int* rows = reinterpret_cast<int*>(backward ? totals + layout.problems * N : gradient);
+  Weights* heads = reinterpret_cast<Weights*>(shared + layout.heads);  // a and b of rows and of columns
+  Weights* below = reinterpret_cast<Weights*>(shared + layout.below);
+  Weights* own = reinterpret_cast<Weights*>(shared + layout.own);
+  float* row_tile = reinterpret_cast<float*>(shared + layout.row_tile);
+  float* col_tile = reinterpret_cast<float*>(shared + layout.col_tile);
+  float* gradient = reinterpret_cast<float*>(shared + layout.gradient);
+  float* totals = reinterpret_cast<float*>(shared + layout.totals);  // of the gradient, over columns
+  int* rows = reinterpret_cast<int*>(shared + layout.lengths);
   int* cols = rows + layout.problems;
   int* fine = cols + layout.problems;  // whether the lengths are right and the scores finite
 
   const bool is_row = thread < layout.row_threads, ragged = call.region_lengths || call.phrase_lengths;
-  const int order = is_row ? thread : thread - layout.row_threads, lines = is_row ? M : N, entries = is_row ? N : M;
-  const int problem = order / lines, line = order % lines;
-  int step = is_row ? 1 : layout.stride;
-  const int base = problem * layout.size + (is_row ? line * layout.stride : line);
-  float* mine = (is_row ? row_tile : col_tile) + base;
-  const float* others = (is_row ? col_tile : row_tile) + base;
-  const float* scores = call.col_scores && !is_row ? col_tile + base : row_tile + base;
-  const int table = (ragged ? problem : 0) * (M + N) + (is_row ? 0 : N);
-  const float nan = NAN;
+  const int order = is_row ? thread : thread - layout.row_threads;
+  const int problem = (is_row ? layout.by_rows : layout.by_columns).divide(order), place = order - problem * (is_row ? M : N);
+  const int base = problem * layout.size + (is_row ? place * layout.stride : place);
+  const int network = is_row ? layout.row_size : layout.col_size;
 
   const auto open = [&](int64_t first) {
     if (thread >= layout.problems || first + thread >= call.B) return;
@@ -198,7 +229,6 @@ __global__ void __launch_bounds__(ShortLayout::kThreads, (blocks_of_an_sm<typena
     fine[thread] = valid;
   };
   const auto at_of = [&](int e) { return e + layout.by_columns.divide(e) * (layout.stride - N); };
-
   const auto outside = [&](int e) {
     const int row = layout.by_columns.divide(e), b = layout.by_rows.divide(row);
     return row - b * M >= rows[b] || e - row * N >= cols[b];
@@ -209,6 +239,7 @@ __global__ void __launch_bounds__(ShortLayout::kThreads, (blocks_of_an_sm<typena
   open(int64_t(blockIdx.x) * layout.problems);
   __syncthreads();
   bool prepared = false;
+#pragma unroll 1
   for (int64_t first = int64_t(blockIdx.x) * layout.problems; first < call.B; first += int64_t(gridDim.x) * layout.problems) {
     const int count = call.B - first < layout.problems ? int(call.B - first) : layout.problems;
     if (ragged) {
@@ -220,59 +251,75 @@ __global__ void __launch_bounds__(ShortLayout::kThreads, (blocks_of_an_sm<typena
       float* tile = side ? col_tile : row_tile;
       const In* from = static_cast<const In*>(side ? call.col_scores : call.scores) + first * area;
       for_each_loaded(from, count * area, [&](int e, float x) {
-        const bool number = fabsf(x) < INFINITY;
+        const bool number = fabsf(x) < kBeyond;
         tile[at_of(e)] = number ? x : 0.0f;  // a line must sort
         if (!number && !(ragged && outside(e))) fine[layout.by_rows.divide(layout.by_columns.divide(e))] = 0;
       });
     }
     if (backward) for_each_loaded(grad + first * area, count * area, [&](int e, float x) { gradient[at_of(e)] = x; });
     if (!prepared && thread < 2 * layout.tables && thread / 2 < count && rows[thread / 2] > 0) {
-      const int b = thread / 2, m = rows[b], n = cols[b], at = b * (M + N);
+      const int b = thread / 2, m = rows[b], n = cols[b], at = b * weights;
       ShortTable filled{0, 0, below + at, own + at};
       if (thread % 2 == 0) {
-        prepare_short<backward>(filled, m, n, call.p, call.has_rows() ? call.share() : 0, atoms);
+        prepare_short<backward>(filled, m, n, layout.row_size, call.p, call.has_rows() ? call.share() : 0, atoms);
       } else {
-        filled.below += N;
-        filled.own += N;
-        prepare_short<backward>(filled, int(call.columns_of_a_game(n)), m, call.p, call.share(), atoms);
+        filled.below += layout.row_size;
+        filled.own += layout.row_size;
+        prepare_short<backward>(filled, int(call.columns_of_a_game(n)), m, layout.col_size, call.p, call.share(), atoms);
       }
       heads[thread] = {filled.a, filled.b};
     }
     prepared = !ragged;
     __syncthreads();
 
-    asm volatile("" : "+r"(step));  // the places of a line's entries are no constants of the loop: they would fill the registers
-    const bool inside = problem < count && line < (is_row ? rows[problem] : cols[problem]);
-    const int n = inside ? (is_row ? cols[problem] : rows[problem]) : 0;
-    const bool finite = inside && fine[problem];
+    int step = is_row ? 1 : layout.stride;
+#ifdef __CUDACC__
+    asm volatile("" : "+r"(step));  // or the places of a line's entries are made before the loop, and fill the registers
+#endif
+    const bool inside = problem < count && place < (is_row ? rows[problem] : cols[problem]);
+    const ShortLine line{inside ? (is_row ? cols[problem] : rows[problem]) : 0, step,
+                         is_row ? N : layout.all + problem * N + place - base};
+    const auto mine = Shared<float>::of((is_row ? row_tile : col_tile) + base);
+    const int table = (ragged ? problem : 0) * weights + (is_row ? 0 : layout.row_size);
+    const auto after = Shared<Weights>::of(below + table), here = Shared<Weights>::of(own + table);
     Key key[P];
-    with_size<P>(entries, [&](auto size) { take_line<decltype(size)::value, backward>(key, scores, n, step); });
-    if (backward && inside) {
-      float sum = 0;
-#pragma unroll 8
-      for (int k = 0; k < n; ++k) sum += gradient[base + k * step];
-      (is_row ? gradient[base + N] : totals[problem * N + line]) = sum;
+    if (inside) {
+      const auto scores = Shared<float>::of((call.col_scores && !is_row ? col_tile : row_tile) + base);
+      with_size<P>(network, [&](auto size) { take_line<decltype(size)::value, backward>(key, scores, line); });
     }
-    __syncthreads();
-
     if constexpr (backward) {
-      const float* across = is_row ? totals + problem * N : gradient + problem * layout.size + N;
-      const bool counts = !is_row || call.has_rows();
-      with_size<P>(entries, [&](auto size) {
-        sweep_backward<decltype(size)::value>(key, n, below + table, own + table, gradient + base, across, counts, finite, mine);
-      });
+      const auto gradients = Shared<float>::of(gradient + base);
+      float sum = 0;
+#pragma unroll 4
+      for (int k = 0; k < line.n; ++k) sum += gradients[k * step];
+      if (inside) (is_row ? gradient[base + N] : totals[problem * N + place]) = sum;
+      __syncthreads();
+      if (inside && is_row && !call.has_rows()) {
+        for (int k = 0; k < line.n; ++k) mine[k] = fine[problem] ? 0.0f : NAN;
+      } else if (inside) {
+        const auto across = Shared<float>::of(is_row ? totals + problem * N : gradient + problem * layout.size + N);
+        const float before = fine[problem] ? 0.0f : NAN;
+        with_size<P>(network, [&](auto size) {
+          sweep_backward<decltype(size)::value>(key, after, here, gradients, across, before, mine);
+        });
+      }
     } else {
-      const Weights head = heads[ragged ? 2 * (inside ? problem : 0) + !is_row : int(!is_row)];
+      __syncthreads();
       float part[P];
-      with_size<P>(entries, [&](auto size) {
-        sweep_forward<decltype(size)::value>(key, n, head, below + table, mine, part);
-      });
+      if (inside) {
+        const Weights head = heads[(ragged ? 2 * problem : 0) + !is_row];
+        with_size<P>(network, [&](auto size) {
+          sweep_forward<decltype(size)::value>(key, head, after, mine, part);
+        });
+      }
       __syncthreads();
-      float sum = inside && !finite ? nan : 0.0f;
-#pragma unroll 8
-      for (int k = 0; k < n; ++k) sum += others[k * step];
+      float sum = inside && !fine[problem] ? NAN : 0.0f;
+      const auto others = Shared<float>::of((is_row ? col_tile : row_tile) + base);
+#pragma unroll 4
+      for (int k = 0; k < line.n; ++k) sum += others[k * step];
       __syncthreads();
-      with_size<P>(entries, [&](auto size) { put_line<decltype(size)::value>(key, n, part, sum, mine); });
+      if (inside)
+        with_size<P>(network, [&](auto size) { put_line<decltype(size)::value>(key, part, sum, mine); });
     }
     __syncthreads();
 
@@ -280,7 +327,7 @@ __global__ void __launch_bounds__(ShortLayout::kThreads, (blocks_of_an_sm<typena
       store_each(to + first * area, count * area, [&](int e) {
         if (ragged && outside(e)) {
           const int b = layout.by_rows.divide(layout.by_columns.divide(e));
-          return fine[b] || rows[b] ? 0.0f : nan;  // nan where the lengths are wrong
+          return fine[b] || rows[b] ? 0.0f : NAN;  // NaN where the lengths are wrong
         }
         const int at = at_of(e);
         return (of_rows ? row_tile[at] : 0.0f) + (of_cols ? col_tile[at] : 0.0f);

@@ -22,16 +22,21 @@ __device__ inline float float_of(unsigned bits) {
   return x;
 }
 
-// A float beside its place in the tile. The place is the low bits of a float, 2^23 + place, so that the units for floats
-// exchange it: those for comparisons, which work at half their rate, are what a sort waits for.
+// Scores of a line are between -kBeyond and kBeyond; a key that is no entry's has -kBeyond, and their differences are finite.
+constexpr float kBeyond = 0x1p127f;
+
+// The keys: a score and its place in the tile, k * step floats from the line's first.
+
+// A float beside the place in bytes. The place is the low bits of a float, 2^23 + place, so that the units for
+// floats exchange it: those for comparisons, which work at half their rate, are what a sort waits for.
 struct WideKey {
+  static constexpr unsigned kFirst = 0x4b000000u;  // the bits of 2^23
   float x, place;
 
   template <bool stable>
-  __device__ static WideKey of(float x, int place) {
-    return {x, 8388608.0f + float(place)};
+  __device__ static WideKey of(float x, int k, int step) {
+    return {x, float_of(kFirst + unsigned(4 * k * step))};
   }
-  __device__ static WideKey padding() { return {-INFINITY, 8388608.0f}; }
   __device__ static void order(WideKey& a, WideKey& b) {
     const float swap = b.x > a.x ? 1.0f : 0.0f, step = b.place - a.place;
     const float high = fmaxf(a.x, b.x), low = fminf(a.x, b.x);
@@ -41,20 +46,20 @@ struct WideKey {
   __device__ float value() const { return x; }
   template <bool stable>
   __device__ int at() const {
-    return int(bits_of(place) - 0x4b000000u);
+    return int(bits_of(place) - kFirst);
   }
 
   // Sorts the keys; stable: of equal values the lower place comes first. The network leaves them in any order, which a
   // second one, over places alone, mends where it must: a run of equal values is told apart by the place where it begins.
   template <int P, bool stable>
-  __device__ static void sort(WideKey* keys, int n) {
+  __device__ static void sort(WideKey* keys) {
     sort_by_network<P>(keys, [](WideKey& a, WideKey& b) { order(a, b); });
     if constexpr (stable) {
       bool mixed = false;
 #pragma unroll
-      for (int k = 1; k < P; ++k) mixed = mixed || (k < n && keys[k].x == keys[k - 1].x && keys[k].place < keys[k - 1].place);
+      for (int k = 1; k < P; ++k) mixed = mixed || (keys[k].x == keys[k - 1].x && keys[k].place < keys[k - 1].place);
       if (!mixed) return;
-      constexpr float kRun = 8192;  // more than any place
+      constexpr float kRun = 65536;  // more than any place
       float run = 0;
 #pragma unroll
       for (int k = 1; k < P; ++k) {
@@ -76,7 +81,8 @@ struct WideKey {
   }
 };
 
-// A half type leaves 13 low bits of its float free: they hold the place, and one maximum and one minimum exchange both.
+// A half type leaves 13 low bits of its float free: they hold the place, and one maximum and one minimum exchange
+// both.
 struct PackedKey {
   static constexpr unsigned kPlace = 8191;
   float bits;
@@ -84,19 +90,18 @@ struct PackedKey {
   // Larger bits make a negative number smaller: which of two equal values comes first depends on their sign.
   __device__ static unsigned turned(unsigned bits) { return ~unsigned(int(bits) >> 31) & kPlace; }
   template <bool stable>
-  __device__ static PackedKey of(float x, int place) {
-    const unsigned value = bits_of(stable ? x + 0.0f : x);  // the two zeros are equal
-    return {float_of(value | (stable ? unsigned(place) ^ turned(value) : unsigned(place)))};
+  __device__ static PackedKey of(float x, int k, int step) {
+    const unsigned value = bits_of(stable ? x + 0.0f : x), place = unsigned(k * step);  // the two zeros are equal
+    return {float_of(value | (stable ? place ^ turned(value) : place))};
   }
-  __device__ static PackedKey padding() { return {-INFINITY}; }
   __device__ float value() const { return float_of(bits_of(bits) & ~kPlace); }
   template <bool stable>
   __device__ int at() const {
     const unsigned all = bits_of(bits);
-    return int((stable ? all ^ turned(all) : all) & kPlace);
+    return int((stable ? all ^ turned(all) : all) & kPlace) * 4;
   }
   template <int P, bool stable>
-  __device__ static void sort(PackedKey* keys, int) {
+  __device__ static void sort(PackedKey* keys) {
     sort_by_network<P>(keys, [](PackedKey& a, PackedKey& b) {
       const float high = fmaxf(a.bits, b.bits), low = fminf(a.bits, b.bits);
       a.bits = high;
@@ -124,9 +129,10 @@ struct ShortTable {
   Weights *below, *own;
 };
 
-// By one thread, in double: the weights of `lines` lines with n entries; as in LineWeights, from a table of its atoms.
+// By one thread, in double: the weights of `lines` lines with n entries, 0 of the places from n to `size`; as in
+// LineWeights, from a table of its atoms.
 template <bool backward>
-__device__ void prepare_short(ShortTable& table, int lines, int n, double p, double share, const double* atoms) {
+__device__ void prepare_short(ShortTable& table, int lines, int n, int size, double p, double share, const double* atoms) {
   const bool shapley = LineWeights::shapley(p);
   const double* terms = atoms + (shapley ? n : 0);
   double sum = 0, excess = 0;
@@ -139,6 +145,11 @@ __device__ void prepare_short(ShortTable& table, int lines, int n, double p, dou
   const double empty = shapley ? 1 : atoms[n - 1], a = empty * mean, b = empty * lone;
   table.a = float(a + b);
   table.b = float(b);
+#pragma unroll 1
+  for (int k = n; k < size; ++k) {
+    table.below[k] = {};
+    if (backward) table.own[k] = {};
+  }
   double f = 0, g = 0;
 #pragma unroll 1
   for (int k = n - 1; k >= 0; --k) {
@@ -154,25 +165,30 @@ __device__ void prepare_short(ShortTable& table, int lines, int n, double p, dou
   }
 }
 
-// Calls work(size) with the smallest network's size that holds n keys, as a type; no more than P.
+// The smallest network's size that holds n <= 64 keys.
+LOUPE_HD inline int network_size(int n) {
+  return n <= 4 ? 4 : n <= 8 ? 8 : n <= 16 ? 16 : n <= 32 ? 32 : n <= 48 ? 48 : n <= 56 ? 56 : 64;
+}
+
+// Calls work(size) with that size as a type; it is no more than P.
 template <int size>
 struct Size {
   static constexpr int value = size;
 };
 template <int P, class Work>
-__device__ inline void with_size(int n, const Work& work) {
-  if (n <= 4) return work(Size<4>{});
-  if (n <= 8) return work(Size<8>{});
+__device__ inline void with_size(int size, const Work& work) {
+  if (size == 4) return work(Size<4>{});
+  if (size == 8) return work(Size<8>{});
   if constexpr (P <= 16) {
     return work(Size<16>{});
   } else {
-    if (n <= 16) return work(Size<16>{});
+    if (size == 16) return work(Size<16>{});
     if constexpr (P <= 32) {
       return work(Size<32>{});
     } else {
-      if (n <= 32) return work(Size<32>{});
-      if (n <= 48) return work(Size<48>{});
-      if (n <= 56) return work(Size<56>{});
+      if (size == 32) return work(Size<32>{});
+      if (size == 48) return work(Size<48>{});
+      if (size == 56) return work(Size<56>{});
       return work(Size<64>{});
     }
   }
