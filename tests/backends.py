@@ -146,6 +146,13 @@ def maxsim_credit(backend: str, problem: Pairs, grad: Tensor | None = None) -> l
     return [x.cpu() for x in results]
 
 
+def gradcheck(backend: str, function: Callable[..., Any], inputs: Iterable[Tensor]) -> bool:
+    """PyTorch's comparison of gradients with differences: of every entry or, for the interpreter, along one random
+    direction, which every entry is part of. One by one its gradients are compared with the reference's.
+    """
+    return torch.autograd.gradcheck(function, tuple(inputs), fast_mode=backend in SLOW)
+
+
 def assert_close(got: Tensor, want: Tensor, tolerance: float) -> None:
     """Relative to the largest wanted value; NaN only where NaN is wanted."""
     assert got.shape == want.shape

@@ -12,7 +12,7 @@ import loupe_ext
 from loupe_ext import coalition_moments, pack_coalitions, unpack_coalitions
 from python_ref import moments as reference
 from tests import emulation
-from tests.backends import BACKENDS, SLOW, assert_close, device_of, every_backend, in_turn, selected
+from tests.backends import BACKENDS, SLOW, assert_close, device_of, every_backend, gradcheck, in_turn, selected
 from tests.samples import random_coalitions
 from tests.triton_ahead import compiled
 
@@ -305,7 +305,7 @@ class TestAutograd:
         offsets = torch.tensor([0, 2, 2, 6])
         with selected(backend) as name:
             call = lambda v: coalition_moments(coalitions, v, 4, offsets=offsets, backend=name)  # noqa: E731
-            assert torch.autograd.gradcheck(call, (values,))
+            assert gradcheck(backend, call, (values,))
 
     def test_double_backward_raises(self):
         values = torch.randn(5, requires_grad=True)

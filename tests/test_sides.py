@@ -23,6 +23,7 @@ from tests.backends import (
     device_of,
     every_backend,
     few,
+    gradcheck,
     in_turn,
     pairwise,
     selected,
@@ -367,9 +368,10 @@ class TestAutograd:
         lengths = torch.tensor([shape[1], 1], device=place)
         options = {"region_lengths": lengths, "game": game, "index": index, "p": 0.3}
         with selected(backend) as name:
-            assert torch.autograd.gradcheck(lambda *x: shapley_values(*x, backend=name, **options), inputs)
+            values = lambda *x: shapley_values(*x, backend=name, **options)  # noqa: E731
             every_pair = lambda *x: pairwise_interactions(*x, pairs="all", backend=name, **options)  # noqa: E731
-            assert torch.autograd.gradcheck(every_pair, inputs)
+            for function in (values, every_pair):
+                assert gradcheck(backend, function, inputs)
 
     @every_backend
     @every_order

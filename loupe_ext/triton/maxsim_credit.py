@@ -5,10 +5,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from loupe_ext.triton.pairwise import Problem, find
+from loupe_ext.triton.pairwise import Problem, find, places
 
 
-@triton.jit(do_not_specialize=["p_bits", "log_q_bits"])
+@triton.jit(do_not_specialize=["lines", "entries", "p_bits", "log_q_bits"])
 def _credit_kernel(
     scores,
     grad,
@@ -18,13 +18,12 @@ def _credit_kernel(
     entry_lengths,
     lines,
     entries,
-    line_step,
-    entry_step,
     p_bits,  # of float64, unused: the share needs log_q alone
     log_q_bits,
     SHAPLEY: tl.constexpr,
     MAXSIM: tl.constexpr,
     DOUBLE: tl.constexpr,
+    BY_COLUMN: tl.constexpr,
     ROWS: tl.constexpr,
     P: tl.constexpr,
     LOG_P: tl.constexpr,
@@ -42,11 +41,11 @@ def _credit_kernel(
     else:
         log_q = log_q_bits.to(tl.float64, bitcast=True)
         share, before = tl.exp((rank - 1) * log_q), tl.exp(tl.maximum(rank - 2, 0.0) * log_q)
-    at = b * lines * entries + line[:, None].to(tl.int64) * line_step + k[None, :] * entry_step
+    at = places(b, line, k, lines, entries, BY_COLUMN)
     inside = (line[:, None] < M) & (k[None, :] < N)
     x = tl.load(scores + at, mask=inside, other=0.0).to(compute)
     wrong = inside & ((x != x) | (tl.abs(x) == float("inf")))
-    tl.store(bad + tl.program_id(0), tl.max(wrong.to(tl.int32)))
+    tl.store(bad + b, 1, mask=tl.max(wrong.to(tl.int32)) > 0)
     real = (k[None, :] < N) & (line[:, None] >= 0)
     x = tl.where(real, tl.where(wrong, 0.0, x), float("-inf"))
     x_sorted = tl.sort(x, 1, descending=True)

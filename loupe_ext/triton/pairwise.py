@@ -72,7 +72,17 @@ def find(keys, wanted, ROWS: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr)
     return place
 
 
-@triton.jit(do_not_specialize=["p_bits", "log_q_bits"])
+@triton.jit
+def places(b, line, k, lines, entries, BY_COLUMN: tl.constexpr):
+    """Where entries k of lines are in a batch of matrices; a line's neighbours are known to be so when compiled."""
+    if BY_COLUMN:
+        at = line[:, None].to(tl.int64) + k[None, :] * lines
+    else:
+        at = line[:, None].to(tl.int64) * entries + k[None, :]
+    return b * lines * entries + at
+
+
+@triton.jit(do_not_specialize=["lines", "entries", "p_bits", "log_q_bits"])
 def _lines_kernel(
     scores,
     grad,
@@ -84,14 +94,13 @@ def _lines_kernel(
     entry_lengths,
     lines,
     entries,
-    line_step,
-    entry_step,
     p_bits,  # of float64: a float argument would arrive in float32
     log_q_bits,
     SHAPLEY: tl.constexpr,
     MAXSIM: tl.constexpr,
     BACKWARD: tl.constexpr,
     DOUBLE: tl.constexpr,
+    BY_COLUMN: tl.constexpr,
     ROWS: tl.constexpr,
     P: tl.constexpr,
     LOG_P: tl.constexpr,
@@ -111,11 +120,11 @@ def _lines_kernel(
     w, v, w_below, v_below = w.to(compute), v.to(compute), w_below.to(compute), v_below.to(compute)
     a, bb = a.to(compute), bb.to(compute)
 
-    at = b * lines * entries + line[:, None].to(tl.int64) * line_step + k[None, :] * entry_step
+    at = places(b, line, k, lines, entries, BY_COLUMN)
     inside = (line[:, None] < M) & (k[None, :] < N)
     x = tl.load(scores + at, mask=inside, other=0.0).to(compute)
     wrong = inside & ((x != x) | (tl.abs(x) == float("inf")))
-    tl.store(bad + tl.program_id(0), tl.max(wrong.to(tl.int32)))
+    tl.store(bad + b, 1, mask=tl.max(wrong.to(tl.int32)) > 0)
     real = (k[None, :] < N) & (line[:, None] >= 0)
     x = tl.where(real, tl.where(wrong, 0.0, x), float("-inf"))
     x_sorted = tl.sort(x, 1, descending=True)
@@ -156,40 +165,40 @@ class Problem:
         B, M, N = scores.shape
         self.scores, self.p, self.maxsim = scores, p, game == "maxsim"
         full = lambda n: torch.full((B,), n, dtype=torch.int64, device=scores.device)  # noqa: E731
-        rows, cols = full(M) if rows_of is None else rows_of, full(N) if cols_of is None else cols_of
-        self.valid = (rows >= 0) & (rows <= M) & (cols >= 0) & (cols <= N)
-        # The kernel divides by lengths; a problem without entries keeps one of each, and nothing of it is inside.
-        self.rows, self.cols = torch.where(self.valid, rows, 0), torch.where(self.valid, cols, 0)
+        self.rows, self.cols = full(M) if rows_of is None else rows_of, full(N) if cols_of is None else cols_of
         self.compute = torch.float64 if scores.dtype == torch.float64 else torch.float32
-        self.inside = (torch.arange(M, device=scores.device) < self.rows[:, None])[:, :, None] & (
-            torch.arange(N, device=scores.device) < self.cols[:, None]
-        )[:, None, :]
-        self.bad = torch.zeros(B, dtype=torch.bool, device=scores.device)
+        self.bad = torch.zeros(B, dtype=torch.int32, device=scores.device)
+        self.ragged = rows_of is not None or cols_of is not None
+        if self.ragged:
+            self.valid = (self.rows >= 0) & (self.rows <= M) & (self.cols >= 0) & (self.cols <= N)
+            self.rows, self.cols = torch.where(self.valid, self.rows, 0), torch.where(self.valid, self.cols, 0)
+            self.inside = (torch.arange(M, device=scores.device) < self.rows[:, None])[:, :, None] & (
+                torch.arange(N, device=scores.device) < self.cols[:, None]
+            )[:, None, :]
 
     def launch(self, kernel: Any, by_column: bool, *tensors: Tensor, **options: Any) -> None:
         """Runs a kernel over one direction's lines, and notes which problems hold anything not finite."""
         B, M, N = self.scores.shape
-        lines, entries, steps = (N, M, (1, N)) if by_column else (M, N, (N, 1))
-        P, lines_p = max(triton.next_power_of_2(entries), 2), max(triton.next_power_of_2(lines), 2)
+        lines, entries = (N, M) if by_column else (M, N)
+        # Small sizes share a compiled kernel: a block has more threads than they have entries.
+        P, lines_p = max(triton.next_power_of_2(entries), 16), max(triton.next_power_of_2(lines), 64)
         if P > MAX_LINE:
             raise ValueError(f"scores: expected M and N up to {MAX_LINE} for backend 'triton', got {M} x {N}")
-        rows = max(1, min(triton.next_power_of_2(lines), 1024 // P))
-        programs = triton.cdiv(lines, rows)
-        bad = torch.empty(B, programs, dtype=torch.int32, device=self.scores.device)
+        rows = max(1, min(triton.next_power_of_2(max(lines, 16)), 1024 // P))
         p_bits, log_q_bits = struct.unpack("<qq", struct.pack("<dd", self.p or 0.5, math.log1p(-(self.p or 0.5))))
-        kernel[(B * programs,)](
+        kernel[(B * triton.cdiv(lines, rows),)](
             *tensors,
-            bad,
+            self.bad,
             self.cols if by_column else self.rows,
             self.rows if by_column else self.cols,
             lines,
             entries,
-            *steps,
             p_bits,
             log_q_bits,
             SHAPLEY=self.p is None,
             MAXSIM=self.maxsim,
             DOUBLE=self.compute == torch.float64,
+            BY_COLUMN=by_column,
             ROWS=rows,
             P=P,
             LOG_P=P.bit_length() - 1,
@@ -197,7 +206,6 @@ class Problem:
             num_warps=4 if P < 512 else 8,
             **options,
         )
-        self.bad |= bad.any(1)
 
     def lines(
         self, scores: Tensor, by_column: bool, grad: Tensor | None = None, totals: Tensor | None = None
@@ -211,8 +219,10 @@ class Problem:
 
     def finish(self, x: Tensor) -> Tensor:
         """0 in the padding; NaN all over a problem that holds anything not finite or whose lengths are out of range."""
-        x = x.masked_fill(self.bad[:, None, None], math.nan).masked_fill(~self.inside, 0)
-        return x.masked_fill(~self.valid[:, None, None], math.nan).to(self.scores.dtype)
+        x = x.masked_fill((self.bad != 0)[:, None, None], math.nan)
+        if self.ragged:
+            x = x.masked_fill(~self.inside, 0).masked_fill(~self.valid[:, None, None], math.nan)
+        return x.to(self.scores.dtype)
 
 
 def forward(
@@ -242,7 +252,7 @@ def backward(
     if scores.numel() == 0:
         return [torch.empty_like(x) for x in (scores, cols) if x is not None]
     problem = Problem(scores, rows_of, cols_of, p, game)
-    real = torch.where(problem.inside, grad, 0).to(problem.compute)
+    real = (torch.where(problem.inside, grad, 0) if problem.ragged else grad).to(problem.compute)
     by_col = problem.lines(scores if cols is None else cols, True, real, real.sum(2))[0]
     if problem.maxsim:
         return [problem.finish(by_col)]

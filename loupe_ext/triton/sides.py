@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from loupe_ext.triton.pairwise import Problem, find, line_means, rank_weights
+from loupe_ext.triton.pairwise import Problem, find, line_means, places, rank_weights
 
 TILE = 32  # players by players, or lines by players
 RUN = 32  # terms summed on their own, so that rounding hardly grows with the number of terms
@@ -57,7 +57,7 @@ def _side_weights(M, N, k, t, p, log_q, share, SHAPLEY: tl.constexpr, ORDER: tl.
     return own * keep, other * keep, slope * keep, step * keep
 
 
-@triton.jit(do_not_specialize=["p_bits", "log_q_bits"])
+@triton.jit(do_not_specialize=["lines", "entries", "p_bits", "log_q_bits"])
 def _sums_kernel(
     scores,
     hinge,
@@ -68,13 +68,12 @@ def _sums_kernel(
     entry_lengths,
     lines,
     entries,
-    line_step,
-    entry_step,
     p_bits,  # of float64: a float argument would arrive in float32
     log_q_bits,
     SHAPLEY: tl.constexpr,
     MAXSIM: tl.constexpr,
     DOUBLE: tl.constexpr,
+    BY_COLUMN: tl.constexpr,
     ROWS: tl.constexpr,
     P: tl.constexpr,
     LOG_P: tl.constexpr,
@@ -91,11 +90,11 @@ def _sums_kernel(
     own, other, slope, _ = _side_weights(
         M * 0 + 1 if MAXSIM else M, N, k, tl.arange(0, LINES_P), p, log_q, 1.0 if MAXSIM else 0.5, SHAPLEY, ORDER
     )
-    at = b * lines * entries + line[:, None].to(tl.int64) * line_step + k[None, :] * entry_step
+    at = places(b, line, k, lines, entries, BY_COLUMN)
     inside = (line[:, None] < M) & (k[None, :] < N)
     x = tl.load(scores + at, mask=inside, other=0.0).to(compute)
     wrong = inside & ((x != x) | (tl.abs(x) == float("inf")))
-    tl.store(bad + tl.program_id(0), tl.max(wrong.to(tl.int32)))
+    tl.store(bad + b, 1, mask=tl.max(wrong.to(tl.int32)) > 0)
     real = (k[None, :] < N) & (line[:, None] >= 0)
     x = tl.where(real, tl.where(wrong, 0.0, x), float("-inf"))
     x_sorted = tl.sort(x, 1, descending=True)
@@ -112,7 +111,7 @@ def _sums_kernel(
     tl.store(other_out + b * lines + line, tl.where(line < M, other_sum, 0.0), mask=line < lines)
 
 
-@triton.jit(do_not_specialize=["p_bits", "log_q_bits"])
+@triton.jit(do_not_specialize=["lines", "entries", "p_bits", "log_q_bits"])
 def _grads_kernel(
     scores,
     part,
@@ -124,13 +123,12 @@ def _grads_kernel(
     entry_lengths,
     lines,
     entries,
-    line_step,
-    entry_step,
     p_bits,
     log_q_bits,
     SHAPLEY: tl.constexpr,
     MAXSIM: tl.constexpr,
     DOUBLE: tl.constexpr,
+    BY_COLUMN: tl.constexpr,
     ROWS: tl.constexpr,
     P: tl.constexpr,
     LOG_P: tl.constexpr,
@@ -147,11 +145,11 @@ def _grads_kernel(
     own, other, slope, step = _side_weights(
         M * 0 + 1 if MAXSIM else M, N, k, tl.arange(0, LINES_P), p, log_q, 1.0 if MAXSIM else 0.5, SHAPLEY, ORDER
     )
-    at = b * lines * entries + line[:, None].to(tl.int64) * line_step + k[None, :] * entry_step
+    at = places(b, line, k, lines, entries, BY_COLUMN)
     inside = (line[:, None] < M) & (k[None, :] < N)
     x = tl.load(scores + at, mask=inside, other=0.0).to(compute)
     wrong = inside & ((x != x) | (tl.abs(x) == float("inf")))
-    tl.store(bad + tl.program_id(0), tl.max(wrong.to(tl.int32)))
+    tl.store(bad + b, 1, mask=tl.max(wrong.to(tl.int32)) > 0)
     real = (k[None, :] < N) & (line[:, None] >= 0)
     x = tl.where(real, tl.where(wrong, 0.0, x), float("-inf"))
     place = find(tl.sort(x, 1, descending=True), x, ROWS, P, LOG_P)
@@ -168,9 +166,16 @@ def _grads_kernel(
     tl.store(out + at, tl.where(inside, grad, 0.0), mask=(line[:, None] < lines) & (k[None, :] < entries))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["lines", "entries"])
 def _minima_kernel(
-    hinge, out, lines, entries, line_step, entry_step, DOUBLE: tl.constexpr, TILE: tl.constexpr, RUN: tl.constexpr
+    hinge,
+    out,
+    lines,
+    entries,
+    DOUBLE: tl.constexpr,
+    BY_COLUMN: tl.constexpr,
+    TILE: tl.constexpr,
+    RUN: tl.constexpr,
 ):
     """The sums over the lines of min(H(x), H(x')) for a tile of pairs of entries."""
     tiles = tl.cdiv(entries, TILE)
@@ -178,6 +183,8 @@ def _minima_kernel(
     tile = tl.program_id(0) % (tiles * tiles)
     k, m = tile // tiles * TILE + tl.arange(0, TILE), tile % tiles * TILE + tl.arange(0, TILE)
     here = hinge + b * lines * entries
+    line_step = 1 if BY_COLUMN else entries
+    entry_step = lines if BY_COLUMN else 1
     total = tl.zeros([TILE, TILE], dtype=tl.float64 if DOUBLE else tl.float32)
     for begin in range(0, lines, RUN):
         run = tl.zeros([TILE, TILE], dtype=total.dtype)
@@ -190,16 +197,15 @@ def _minima_kernel(
     tl.store(out + at, total, mask=(k[:, None] < entries) & (m[None, :] < entries))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["lines", "entries"])
 def _lower_kernel(
     scores,
     grads,
     out,
     lines,
     entries,
-    line_step,
-    entry_step,
     DOUBLE: tl.constexpr,
+    BY_COLUMN: tl.constexpr,
     TILE: tl.constexpr,
     RUN: tl.constexpr,
 ):
@@ -211,6 +217,8 @@ def _lower_kernel(
     b = (tl.program_id(0) // per_problem).to(tl.int64)
     tile = tl.program_id(0) % per_problem
     line, k = tile // tiles * TILE + tl.arange(0, TILE), tile % tiles * TILE + tl.arange(0, TILE)
+    line_step = 1 if BY_COLUMN else entries
+    entry_step = lines if BY_COLUMN else 1
     row = b * lines * entries + line.to(tl.int64) * line_step
     inside = (line[:, None] < lines) & (k[None, :] < entries)
     x = tl.load(scores + row[:, None] + k[None, :] * entry_step, mask=inside, other=0.0).to(compute)
@@ -264,19 +272,25 @@ class _Sides(Problem):
 
     def _tiled(self, kernel: Any, by_column: bool, rows: int, *tensors: Tensor) -> None:
         B, M, N = self.scores.shape
-        lines, entries, steps = (N, M, (1, N)) if by_column else (M, N, (N, 1))
+        lines, entries = (N, M) if by_column else (M, N)
         tiles = triton.cdiv(rows, TILE) * triton.cdiv(entries, TILE)
-        double = self.compute == torch.float64
-        kernel[(B * tiles,)](*tensors, lines, entries, *steps, DOUBLE=double, TILE=TILE, RUN=RUN)
+        options = {"DOUBLE": self.compute == torch.float64, "BY_COLUMN": by_column, "TILE": TILE, "RUN": RUN}
+        kernel[(B * tiles,)](*tensors, lines, entries, **options)
 
-    def finish_side(self, x: Tensor, players: Tensor) -> Tensor:
-        """The same as `finish`, for values or pairs of the players [B, n] inside."""
+    def outside(self, side: int) -> Tensor:
+        """Which values [B, n] or pairs [B, n, n] are not of a side's players, where lengths are given."""
+        players = self.inside.any(1 if side else 2)
+        return ~(players if self.order == 1 else players[:, :, None] & players[:, None, :])
+
+    def finish_side(self, x: Tensor, side: int) -> Tensor:
+        """The same as `finish`, for a side's values or pairs."""
         if self.order == 2:
             x = x.masked_fill(torch.eye(x.shape[1], dtype=torch.bool, device=x.device), 0)
-            players = players[:, :, None] & players[:, None, :]
         wide = lambda y: y.view(-1, *[1] * (x.dim() - 1))  # noqa: E731
-        x = x.masked_fill(wide(self.bad), math.nan).masked_fill(~players, 0)
-        return x.masked_fill(wide(~self.valid), math.nan).to(self.scores.dtype)
+        x = x.masked_fill(wide(self.bad != 0), math.nan)
+        if self.ragged:
+            x = x.masked_fill(self.outside(side), 0).masked_fill(wide(~self.valid), math.nan)
+        return x.to(self.scores.dtype)
 
 
 def forward(
@@ -295,12 +309,12 @@ def forward(
         h, own[by_column], every[by_column] = problem.sums(scores if cols is None or not by_column else cols, by_column)
         hinge[not by_column] = h.sum(2 if by_column else 1) if order == 1 else problem.minima(h, by_column)
     results = []
-    for side, players in enumerate((problem.inside.any(2), problem.inside.any(1))):
+    for side in range(2):
         if order == 1:
             x = own[side] - every[side] + hinge[side]
         else:
             x = every[side][..., None] - (own[side][:, :, None] + own[side][:, None, :]) - hinge[side]
-        results.append(problem.finish_side(x, players))
+        results.append(problem.finish_side(x, side))
     return results[0], results[1]
 
 
@@ -317,16 +331,14 @@ def backward(
     """Gradients of the scores and, if given, of the column scores."""
     problem = _Sides(order, scores, rows_of, cols_of, p, game)
     given, lines = [], []  # what reaches a side's players as entries, and as lines
-    for grad, players in zip(side_grads, (problem.inside.any(2), problem.inside.any(1)), strict=True):
+    for side, grad in enumerate(side_grads):
         grad = grad.to(problem.compute)
-        if order == 1:
-            given.append(torch.where(players, grad, 0))
-            lines.append(given[-1])
-        else:
-            pairs = players[:, :, None] & players[:, None, :]
-            pairs = pairs & ~torch.eye(grad.shape[1], dtype=torch.bool, device=grad.device)
-            given.append(torch.where(pairs, grad + grad.mT, 0))
-            lines.append(-given[-1].sum(2))
+        if problem.ragged:
+            grad = grad.masked_fill(problem.outside(side), 0)
+        if order == 2:
+            grad = (grad + grad.mT).masked_fill(torch.eye(grad.shape[1], dtype=torch.bool, device=grad.device), 0)
+        given.append(grad)
+        lines.append(grad if order == 1 else -grad.sum(2))
     grads = []
     for by_column in (True,) if problem.maxsim else (False, True):
         read = cols if by_column and cols is not None else scores
