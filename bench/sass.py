@@ -142,7 +142,7 @@ def main(archs: list[int]) -> None:
                         flush=True,
                     )
     for dtype in ("float32", "bfloat16"):
-        for size in (4, 8, 16, 32, 48, 56, 64):
+        for size in (4, 8, 16, 32, 56, 64):
             for kernel, counts in instructions(cubin(LINE.format(TYPES[dtype], size), archs[0])).items():
                 direction = "backward" if "backward" in kernel else "forward"
                 print(f"sm_{archs[0]} line {dtype} {size} {direction}: {by_unit(counts)}", flush=True)

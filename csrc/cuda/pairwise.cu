@@ -1,6 +1,6 @@
-// Exact pair interactions on a GPU: small problems by pairwise_short.cuh, others by a block each. It reads the scores once into a tile, a warp sorts a line
-// (or several short ones), scans its weighted gaps and leaves two numbers an entry in the tile, rows first, then columns;
-// then the block writes the result once. The tile is in shared memory (always for M, N <= 64 where it fits) or, for larger
+// Exact pair interactions on a GPU: small problems by pairwise_short.cuh, others by a block each. It reads the scores once
+// into a tile, a warp sorts a line (or several short ones), scans its weighted gaps and leaves two numbers per entry in the
+// tile, rows first, then columns; then the block writes the result once. The tile is in shared memory or, for larger
 // problems, in scratch of a size that does not depend on the batch. No atomics: the same bits every time.
 
 #include "pairwise.h"

@@ -167,7 +167,7 @@ __device__ void prepare_short(ShortTable& table, int lines, int n, int size, dou
 
 // The smallest network's size that holds n <= 64 keys.
 LOUPE_HD inline int network_size(int n) {
-  return n <= 4 ? 4 : n <= 8 ? 8 : n <= 16 ? 16 : n <= 32 ? 32 : n <= 48 ? 48 : n <= 56 ? 56 : 64;
+  return n <= 4 ? 4 : n <= 8 ? 8 : n <= 16 ? 16 : n <= 32 ? 32 : n <= 56 ? 56 : 64;
 }
 
 // Calls work(size) with that size as a type; it is no more than P.
@@ -187,7 +187,6 @@ __device__ inline void with_size(int size, const Work& work) {
       return work(Size<32>{});
     } else {
       if (size == 32) return work(Size<32>{});
-      if (size == 48) return work(Size<48>{});
       if (size == 56) return work(Size<56>{});
       return work(Size<64>{});
     }
