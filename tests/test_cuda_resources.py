@@ -1,5 +1,7 @@
 """What the kernels for short lines cost, read from what nvcc made of them; no GPU is needed."""
 
+import re
+
 import pytest
 
 from bench import sass
@@ -7,28 +9,27 @@ from loupe_ext import _C
 
 pytestmark = pytest.mark.skipif(sass.cuobjdump() is None, reason="cuobjdump was not found")
 
+REGISTERS = {16: 128, 32: 168, 64: 255}  # that a thread may have, by the longest line: four, three or two blocks to an SM
+
 
 def check(kernels: dict[str, dict[str, int]]) -> None:
     for name, use in kernels.items():
         assert use["STACK"] == use["LOCAL"] == 0, f"{name}: expected everything in registers, got {use}"
+        longest = int(re.search(r"pairwise_short_kernel\w*?Li(\d+)E", name)[1])
+        assert use["REG"] <= REGISTERS[longest], f"{name}: expected at most {REGISTERS[longest]} registers, got {use}"
 
 
-@pytest.mark.skipif(not hasattr(_C, "pairwise_cuda"), reason="built without CUDA")
-def test_no_kernel_of_the_build_spills():
-    check({k: v for k, v in sass.resources(_C.__file__).items() if "pairwise" in k})
+@pytest.mark.skipif(not _C.has_cuda, reason="built without CUDA")
+def test_no_kernel_for_short_lines_spills():
+    kernels = {name: use for name, use in sass.resources(_C.__file__).items() if "pairwise_short_kernel" in name}
+    assert len(kernels) % 18 == 0 and kernels  # three types, three lengths, forward and backward, for each architecture
+    check(kernels)
 
 
-@pytest.mark.skipif(sass.nvcc() is None, reason="nvcc was not found")
-@pytest.mark.parametrize("arch", [80, 90, 100])
-def test_the_longest_lines_fit_a_threads_registers(arch):
-    (use,) = sass.resources(sass.cubin(sass.KERNEL.format("float", 64, "false"), arch)).values()
-    check({f"sm_{arch}": use})
-    assert 64 < use["REG"] <= 168  # three blocks of 128 threads to a multiprocessor
-
-
-def test_a_spill_is_seen():
-    with pytest.raises(AssertionError, match="expected everything in registers"):
-        check({"planted": {"REG": 255, "STACK": 8, "LOCAL": 0}})
+@pytest.mark.parametrize("change", [{"STACK": 8}, {"REG": 129}])
+def test_a_spill_is_seen(change):
+    with pytest.raises(AssertionError, match=r"expected (everything in|at most 128) registers"):
+        check({"_Z21pairwise_short_kernelIfLi16ELb0EE": {"REG": 128, "STACK": 0, "LOCAL": 0, **change}})
 
 
 def test_opcodes_are_counted_by_unit():
