@@ -9,7 +9,7 @@ from loupe_ext import _C
 
 pytestmark = pytest.mark.skipif(sass.cuobjdump() is None, reason="cuobjdump was not found")
 
-REGISTERS = {16: 128, 32: 168, 64: 255}  # that a thread may have, by the longest line: four, three or two blocks to an SM
+REGISTERS = {16: 128, 32: 168, 64: 255}  # at most, by the longest line: room for four, three or two blocks
 
 
 def check(kernels: dict[str, dict[str, int]]) -> None:
@@ -22,7 +22,8 @@ def check(kernels: dict[str, dict[str, int]]) -> None:
 @pytest.mark.skipif(not _C.has_cuda, reason="built without CUDA")
 def test_no_kernel_for_short_lines_spills():
     kernels = {name: use for name, use in sass.resources(_C.__file__).items() if "pairwise_short_kernel" in name}
-    assert len(kernels) % 18 == 0 and kernels  # three types, three lengths, forward and backward, for each architecture
+    assert kernels
+    assert len(kernels) % 18 == 0  # three types, three lengths, forward and backward, for each architecture
     check(kernels)
 
 
