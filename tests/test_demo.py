@@ -69,7 +69,8 @@ def test_rows_differ_in_their_objective_alone():
 
 def test_plan_has_every_row_for_every_seed():
     runs = rows.plan(3, 10, 64, 20, rows.DEMO_DIGITS)
-    assert len({run.key for run in runs}) == len(runs) == 3 * (5 + 2)
+    assert len({run.key for run in runs}) == len(runs) == 3 * (5 + 2 + 1)
+    assert {(run.steps, run.train_size) for run in runs if run.data == "pictograms"} == {(4, 64)}
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +81,8 @@ def demo(tmp_path_factory):
 
 
 def test_demo_writes_all_it_promises(demo):
-    assert len(list(csv.DictReader((demo / "results.csv").open()))) == 7
-    assert (demo / "table.md").read_text().count("Default recipe") == 3
+    assert len(list(csv.DictReader((demo / "results.csv").open()))) == 8
+    assert (demo / "table.md").read_text().count("Default recipe") == 4
     assert not list(demo.rglob("*.partial"))
     results = [json.loads(path.read_text()) for path in (demo / "runs").glob("*.json")]
     assert all(0 <= value <= 1 for one in results for value in one["metrics"].values())
@@ -114,7 +115,7 @@ def test_report_has_a_head_over_every_column():
 
 def test_report_is_self_contained(demo):
     page = (demo / "report.html").read_text()
-    assert page.count('class="card"') == 12
+    assert page.count('class="card"') == 16
     assert set(re.findall(r'(?:src|href)="([a-z]+:)', page)) == {"data:"}
     assert not re.search(r'src="(?!data:)|<link|<script|url\(|@import', page)
     assert "$" not in re.sub(r'"data:[^"]*"', "", page)

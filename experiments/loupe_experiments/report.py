@@ -40,9 +40,9 @@ GROUPS = (("Retrieval", 4), ("Heat maps", 5), ("Proposals", 4), ("Detection", 2)
 
 def write_report(path: Path, runs: Sequence[Run], results: Sequence[Result], out: Path) -> None:
     """Write the page of `runs`, whose `results` and checkpoints lie in `out`, to `path` in one piece."""
-    first = runs[0]
+    first = next(run for run in runs if run.data == "scenes")
     page = Template(files("loupe_experiments").joinpath("report.html").read_text()).substitute(
-        facts=_facts(first, len({run.seed for run in runs})),
+        facts=_facts(first, runs),
         spread="Mean ± standard deviation over seeds." if len({run.seed for run in runs}) > 1 else "",
         tables="".join(_table(results, data) for data in TITLES),
         curves=_curves([run for run in runs if run.data == "scenes" and run.seed == first.seed], out),
@@ -53,11 +53,18 @@ def write_report(path: Path, runs: Sequence[Run], results: Sequence[Result], out
     write(path, page)
 
 
-def _facts(run: Run, seeds: int) -> str:
-    batch_size = run.config.optim.batch_size
+def _facts(run: Run, runs: Sequence[Run]) -> str:
+    """What the rows of `run`'s data have in common, and what other data have instead."""
+    seeds = len({each.seed for each in runs})
+    others = {each.data: each for each in runs if each.steps != run.steps}
+    instead = "".join(
+        f" {TITLES[data]}, whose steps take longer: {each.steps} steps, {each.train_size:,} pairs."
+        for data, each in others.items()
+    )
     return (
         f"Every row starts alike, sees the same {run.train_size:,} pairs in the same order, and takes {run.steps} "
-        f"steps of {batch_size}; {seeds} seed{'s' if seeds > 1 else ''}, {run.evaluation_scenes} test scenes."
+        f"steps of {run.config.optim.batch_size}; {seeds} seed{'s' if seeds > 1 else ''}, {run.evaluation_scenes} test "
+        f"scenes.{instead}"
     )
 
 

@@ -37,7 +37,7 @@ def result_path(out: Path, run: Run) -> Path:
     return out / "runs" / f"{run.key}.json"
 
 
-@functools.lru_cache(maxsize=6)
+@functools.lru_cache(maxsize=9)
 def _scenes(name: str, split: str, size: int) -> Grounded:
     return load(name, split, size)
 
