@@ -1,0 +1,139 @@
+"""How far the default recipe comes on the pictograms: the curve and the cases of docs/pictograms.md.
+
+python experiments/pictograms.py RUN --steps 2400 --style DRAWINGS
+
+It trains in the folder RUN (again, and it goes on from there), and writes there curve.csv, on validation scenes; what
+test scenes say, results.json; curve.png and cases.png. DRAWINGS, if given, holds pictures named by lower-case code
+points, such as img/google/64 of the npm package emoji-datasource-google: test scenes are drawn with them too.
+"""
+
+import argparse
+import csv
+import io
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from loupe_experiments.report import look
+from matplotlib.figure import Figure
+from PIL import Image
+
+from loupe_ext._io import write
+from loupe_ext.data import Grounded, load
+from loupe_ext.data.pictograms import Sprites, cut, groups, pictogram_scenes
+from loupe_ext.model.regions import box_iou
+from loupe_ext.train import Config, Pretrained, Progress, fit, from_pretrained, metrics
+from loupe_ext.zeroshot.evaluate import choose_threshold, evaluate
+from loupe_ext.zeroshot.grounding import chosen_boxes
+
+SHOWN = {
+    "pointing": "pointing",
+    "acc50": "heat's box, Acc@.5",
+    "proposal_acc50": "proposals, Acc@.5",
+    "ap50": "detection, AP@.5",
+    "i2t_r1": "I→T R@1",
+}
+CASES = 6  # of each kind
+
+
+def style(folder: Path) -> Sprites:
+    """Drawings of all names by the files of a folder."""
+    codes = [code.lower() for group in groups().values() for code in group.values()]
+    names = ([f"{code}.png", f"{code}-fe0f.png", f"{code.zfill(4)}.png"] for code in codes)
+    paths = [next((folder / name for name in these if (folder / name).exists()), folder / these[0]) for these in names]
+    return Sprites(tuple(cut(Image.open(path)) for path in paths))
+
+
+def tests(trained: Pretrained, threshold: float, scenes: int, drawings: Path | None) -> dict[str, dict[str, float]]:
+    """The metrics on test scenes, on those with held-out names, and on test scenes in the other style."""
+    sets = {split: load("pictograms", split, scenes) for split in ("test", "held-out")}
+    if drawings is not None:
+        sets["other style"] = pictogram_scenes(2, scenes, 0, style(drawings))
+    return {name: evaluate(trained.model, each, trained.objective, threshold) for name, each in sets.items()}
+
+
+def curve(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Step and metrics of each validation."""
+    prefix = "validation/"
+    found = [line for line in lines if f"{prefix}pointing" in line]
+    return [{"step": line["step"], **{name: line[prefix + name] for name in SHOWN}} for line in found]
+
+
+def draw_curve(points: list[dict[str, float]], path: Path) -> None:
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, title in SHOWN.items():
+        axes.plot([p["step"] for p in points], [100 * p[name] for p in points], marker="o", markersize=3, label=title)
+    axes.set(xlabel="steps", ylabel="%, 500 validation scenes", ylim=(0, 100), xlim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def draw_cases(trained: Pretrained, scenes: Grounded, path: Path) -> None:
+    """The first phrases that a proposal grounds (IoU of .5 or more), and the first that none does."""
+    right: list[tuple[int, int]] = []
+    wrong: list[tuple[int, int]] = []
+    views = look(trained, scenes)
+    boxes = [chosen_boxes(view.proposals[None], view.chosen[None])[0] for view in views]
+    for i, found in enumerate(boxes):
+        true = scenes.boxes[i, : len(found)]
+        overlaps = box_iou(found, true).tolist()
+        p = min(range(len(overlaps)), key=overlaps.__getitem__)  # one per scene: its worst
+        (right if overlaps[p] >= 0.5 else wrong).append((i, p))
+    figure = Figure(figsize=(2 * CASES, 5.6), layout="constrained")
+    for row, (title, cases) in zip(figure.subplots(2, CASES), (("right", right), ("wrong", wrong)), strict=True):
+        for axes, (i, p) in zip(row, cases, strict=False):
+            axes.imshow(scenes.pairs.images[i].permute(1, 2, 0))
+            for box, look_of in ((boxes[i][p], "-"), (scenes.boxes[i, p], "--")):
+                x0, y0, x1, y1 = box.tolist()
+                axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], look_of, color="#e11d48", linewidth=1.6)
+            axes.set_title(textwrap.fill(f"{title}: {scenes.pairs.phrases(i)[p]}", 24), fontsize=9)
+        for axes in row:
+            axes.axis("off")
+    figure.savefig(path, dpi=80)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--pairs", type=int, default=20_000)
+    parser.add_argument("--scenes", type=int, default=500)
+    parser.add_argument("--every", type=int, default=300, help="steps between validations")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--style", type=Path, help="a folder of other drawings")
+    options = parser.parse_args()
+    validation = load("pictograms", "validation", options.scenes)
+
+    def report(progress: Progress) -> None:
+        if progress.step % 50 == 0:
+            print(progress.step, {name: round(value, 3) for name, value in progress.losses.items()}, flush=True)
+
+    trained = fit(
+        load("pictograms", "train", options.pairs).pairs,
+        Config().but(steps=options.steps, train_size=options.pairs, dataset="pictograms", seed=options.seed),
+        path=options.run,
+        report=report,
+        validate=lambda model, objective: evaluate(model, validation, objective),
+        validate_every=options.every,
+    )
+    points = curve(metrics.read(options.run / metrics.FILE))
+    text = io.StringIO()
+    table = csv.DictWriter(text, ["step", *SHOWN], lineterminator="\n")
+    table.writeheader()
+    table.writerows(points)
+    write(options.run / "curve.csv", text.getvalue())
+    draw_curve(points, options.run / "curve.png")
+    model = from_pretrained(options.run)
+    found = tests(model, choose_threshold(model.model, validation), options.scenes, options.style)
+    write(options.run / "results.json", json.dumps({**found, "seconds_per_step": trained.seconds_per_step}, indent=1))
+    draw_cases(model, load("pictograms", "test", 40), options.run / "cases.png")
+    for name, values in found.items():
+        print(f"{name}: " + ", ".join(f"{key} {100 * value:.1f}" for key, value in values.items() if key != "left_out"))
+
+
+if __name__ == "__main__":
+    main()
