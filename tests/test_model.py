@@ -198,14 +198,28 @@ class TestBoxes:
 
     @pytest.mark.parametrize("blocks", [0, 1, 2])
     def test_a_box_is_told_by_patches_as_far_as_the_blocks_see(self, blocks):
-        tokens = torch.randn(1, 19, 19, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        tokens = torch.randn(1, 33, 33, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
         boxes, confidence = RegionHead(8, blocks=blocks)(tokens)
-        at = 9 * 19 + 9
+        at = 17 * 33 + 17
         (boxes[0, at].sum() + confidence[0, at]).backward()
         told = tokens.grad[0].abs().sum(-1) > 0
-        reach = 3 * blocks
-        assert told.sum() == (2 * reach + 1) ** 2
-        assert told[9 - reach : 10 + reach, 9 - reach : 10 + reach].all()
+        # Blocks see three cells of two patches further; patch 17 lies between cells 8 and 9, which begin at 16.
+        seen = slice(16 - 6 * blocks, 20 + 6 * blocks) if blocks else slice(17, 18)
+        assert told[seen, seen].all()
+        assert told.sum() == (seen.stop - seen.start) ** 2
+
+    @pytest.mark.parametrize("grid", [(1, 1), (1, 5), (3, 2), (7, 7)])
+    def test_the_blocks_take_any_grid(self, grid):
+        """Cells at the edges may be half: a grid that goes on beyond them with what stands there sees the same."""
+        head = RegionHead(8, blocks=1)
+        boxes, confidence = head(torch.randn(2, *grid, 8))
+        assert boxes.shape == (2, grid[0] * grid[1], 4)
+        assert confidence.isfinite().all()
+        tokens = torch.randn(1, 7, 7, 8)
+        wider = torch.cat([tokens, tokens[:, :, -1:]], 2)
+        wider = torch.cat([wider, wider[:, -1:]], 1)
+        got, want = head(tokens)[1].view(7, 7), head(wider)[1].view(8, 8)[:7, :7]
+        assert_close(got, want, 1e-5)
 
     @pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5])
     def test_propose_is_greedy_non_maximum_suppression(self, overlap):

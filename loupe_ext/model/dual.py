@@ -25,8 +25,8 @@ class DualEncoder(nn.Module):
             `width`; such as `loupe_ext.model.image.ImageEncoder`.
         text_encoder: any module from token ids [B, L], padded with 0, and spans [B, P, 2] to [B, L, width], with its
             `width`; and `vocabulary_size`, if ids are to be checked. Such as `loupe_ext.model.text.TextEncoder`.
-        dim: of the common space. box_blocks: of the region head, 7 patches across each; for an image encoder whose
-            patches see little.
+        dim: of the common space. box_blocks: of the region head, each sees 14 patches across; for an image encoder
+            whose patches see little.
 
     Attributes:
         vocabulary: whose ids it has learned, a `loupe_ext.data.Vocabulary`; None: not known.
