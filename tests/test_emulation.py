@@ -40,6 +40,12 @@ def test_a_missing_barrier_shows_when_threads_run_the_other_way_round():
     assert run("missing_barrier") != run("missing_barrier", EMULATED_ORDER="reversed")
 
 
+@pytest.mark.parametrize(("kernel", "cycles"), [("one_bank", 32), ("all_banks", 1), ("one_word", 1)])
+def test_bank_conflicts_are_counted(kernel, cycles, tmp_path):
+    run(kernel, EMULATED_BANKS=str(tmp_path / "banks"))
+    assert (tmp_path / "banks").read_text().split() == ["2", str(2 * cycles)]  # of two warps
+
+
 def test_a_program_is_built_once_and_again_when_a_header_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(emulation, "BUILT", tmp_path / "built")
     main = '#include <cstdio>\n#include "number.h"\nint main() { std::printf("%d", NUMBER); }'

@@ -145,6 +145,16 @@ class TestValues:
                 parts = [call(*(x if x is None else x[part] for x in arguments)) for part in (slice(0, 1), slice(1, B))]
                 assert torch.equal(got, torch.cat([x for x in parts if len(x)]))
 
+    @pytest.mark.parametrize("shape", [(80, 12, 3), (32, 16, 16), (8, 32, 32), (8, 49, 30), (4, 64, 64)])
+    def test_lines_of_one_thread_seldom_wait_for_a_bank(self, shape):
+        """Cycles of shared memory per 32 pairs; without conflicts 13 and 18, with lanes that share a bank 300."""
+        from tests import emulation
+
+        s = random_pairs(*shape).float()
+        for grad, most in ((None, 30), (upstream(s), 40)):
+            accesses, cycles = emulation.pairwise_banks(s, grad)
+            assert accesses <= cycles <= most * s.numel() / 32
+
     @every_backend
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_the_largest_scores_that_the_docstring_allows(self, backend, dtype):

@@ -62,59 +62,21 @@ struct ShortLayout {
   }
 };
 
-template <class In>
-struct alignas(16) Sixteen {
-  static constexpr int count = 16 / sizeof(In);
-  In x[count];
-};
-
-// Calls work(k, x[k]) for every k < count by the block's threads; sixteen bytes at a time where `x` allows it.
+// Calls work(k, x[k]) for every k < count by the block's threads. A lane takes one number at a time, not sixteen bytes: those
+// would go to shared memory four lanes to a bank.
 template <class In, class Work>
 __device__ inline void for_each_loaded(const In* x, int count, const Work& work) {
-  constexpr int V = Sixteen<In>::count, kAhead = 2;  // loads under way before the first is used
+  constexpr int kAhead = 4;  // loads under way before the first is used
   const int threads = int(blockDim.x);
-  if (reinterpret_cast<uintptr_t>(x) % 16 == 0 && count % V == 0) {
 #pragma unroll 1
-    for (int first = int(threadIdx.x) * V; first < count; first += kAhead * threads * V) {
-      Sixteen<In> loaded[kAhead];
+  for (int first = int(threadIdx.x); first < count; first += kAhead * threads) {
+    In loaded[kAhead];
 #pragma unroll
-      for (int a = 0; a < kAhead; ++a)
-        if (first + a * threads * V < count) loaded[a] = *reinterpret_cast<const Sixteen<In>*>(x + first + a * threads * V);
+    for (int a = 0; a < kAhead; ++a)
+      if (first + a * threads < count) loaded[a] = x[first + a * threads];
 #pragma unroll
-      for (int a = 0; a < kAhead; ++a)
-        if (first + a * threads * V < count)
-#pragma unroll
-          for (int v = 0; v < V; ++v) work(first + a * threads * V + v, Storage<In>::widen(loaded[a].x[v]));
-    }
-  } else {
-#pragma unroll 1
-    for (int first = int(threadIdx.x); first < count; first += kAhead * threads) {
-      In loaded[kAhead];
-#pragma unroll
-      for (int a = 0; a < kAhead; ++a)
-        if (first + a * threads < count) loaded[a] = x[first + a * threads];
-#pragma unroll
-      for (int a = 0; a < kAhead; ++a)
-        if (first + a * threads < count) work(first + a * threads, Storage<In>::widen(loaded[a]));
-    }
-  }
-}
-
-// x[k] = value(k) for every k < count, likewise.
-template <class In, class Value>
-__device__ inline void store_each(In* x, int count, const Value& value) {
-  constexpr int V = Sixteen<In>::count;
-  if (reinterpret_cast<uintptr_t>(x) % 16 == 0 && count % V == 0) {
-#pragma unroll 1
-    for (int k = int(threadIdx.x) * V; k < count; k += int(blockDim.x) * V) {
-      Sixteen<In> stored;
-#pragma unroll
-      for (int v = 0; v < V; ++v) stored.x[v] = Storage<In>::narrow(value(k + v));
-      *reinterpret_cast<Sixteen<In>*>(x + k) = stored;
-    }
-  } else {
-#pragma unroll 1
-    for (int k = int(threadIdx.x); k < count; k += int(blockDim.x)) x[k] = Storage<In>::narrow(value(k));
+    for (int a = 0; a < kAhead; ++a)
+      if (first + a * threads < count) work(first + a * threads, Storage<In>::widen(loaded[a]));
   }
 }
 
@@ -132,7 +94,7 @@ struct Shared {
 #else
   unsigned char* start;
   static Shared of(T* x) { return {reinterpret_cast<unsigned char*>(x)}; }
-  T& at_byte(int at) const { return *reinterpret_cast<T*>(start + at); }
+  T& at_byte(int at) const { return *reinterpret_cast<T*>(emulated::touch(start + at, sizeof(T))); }
 #endif
   __device__ T& operator[](int k) const { return at_byte(k * int(sizeof(T))); }
 };
@@ -248,7 +210,7 @@ __global__ void __launch_bounds__(ShortLayout::kThreads, (blocks_of_an_sm<typena
     }
 #pragma unroll 1
     for (int side = 0; side < (call.col_scores ? 2 : 1); ++side) {
-      float* tile = side ? col_tile : row_tile;
+      const auto tile = Shared<float>::of(side ? col_tile : row_tile);
       const In* from = static_cast<const In*>(side ? call.col_scores : call.scores) + first * area;
       for_each_loaded(from, count * area, [&](int e, float x) {
         const bool number = fabsf(x) < kBeyond;
@@ -256,7 +218,10 @@ __global__ void __launch_bounds__(ShortLayout::kThreads, (blocks_of_an_sm<typena
         if (!number && !(ragged && outside(e))) fine[layout.by_rows.divide(layout.by_columns.divide(e))] = 0;
       });
     }
-    if (backward) for_each_loaded(grad + first * area, count * area, [&](int e, float x) { gradient[at_of(e)] = x; });
+    if (backward) {
+      const auto tile = Shared<float>::of(gradient);
+      for_each_loaded(grad + first * area, count * area, [&](int e, float x) { tile[at_of(e)] = x; });
+    }
     if (!prepared && thread < 2 * layout.tables && thread / 2 < count && rows[thread / 2] > 0) {
       const int b = thread / 2, m = rows[b], n = cols[b], at = b * weights;
       ShortTable filled{0, 0, below + at, own + at};
@@ -323,15 +288,18 @@ __global__ void __launch_bounds__(ShortLayout::kThreads, (blocks_of_an_sm<typena
     }
     __syncthreads();
 
+    const auto row_parts = Shared<float>::of(row_tile), col_parts = Shared<float>::of(col_tile);
     const auto store = [&](In* to, bool of_rows, bool of_cols) {
-      store_each(to + first * area, count * area, [&](int e) {
+#pragma unroll 4
+      for (int e = thread; e < count * area; e += int(blockDim.x)) {
+        const int at = at_of(e);
+        float x = (of_rows ? row_parts[at] : 0.0f) + (of_cols ? col_parts[at] : 0.0f);
         if (ragged && outside(e)) {
           const int b = layout.by_rows.divide(layout.by_columns.divide(e));
-          return fine[b] || rows[b] ? 0.0f : NAN;  // NaN where the lengths are wrong
+          x = fine[b] || rows[b] ? 0.0f : NAN;  // NaN where the lengths are wrong
         }
-        const int at = at_of(e);
-        return (of_rows ? row_tile[at] : 0.0f) + (of_cols ? col_tile[at] : 0.0f);
-      });
+        to[first * area + e] = Storage<In>::narrow(x);
+      }
     };
     store(out, true, !(backward && out_cols));
     if (backward && out_cols) store(out_cols, false, true);

@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,15 @@ def pairwise(
     tensors = [scores, col_scores, region_lengths, phrase_lengths, grad]
     out = _run("pairwise.cpp", tensors, p, [_GAMES.index(game), *(x is not None for x in tensors[1:])], environment)
     return list(out.view(-1, *scores.shape)) if scores.numel() else [torch.empty_like(scores)]
+
+
+def pairwise_banks(scores: Tensor, grad: Tensor | None = None) -> tuple[int, int]:
+    """Accesses to shared memory of csrc/cuda/pairwise_short.cuh, and the cycles that they take with bank conflicts."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "banks")
+        pairwise(scores, grad=grad, EMULATED_BANKS=str(file))
+        accesses, cycles = map(int, file.read_text().split())
+    return accesses, cycles
 
 
 def sides(

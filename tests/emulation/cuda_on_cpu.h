@@ -3,16 +3,21 @@
 // meeting that can never be complete (a barrier in a divergent branch, a shuffle from a lane that left) ends the program
 // with the place of every waiting thread. EMULATED_ORDER=reversed runs the threads of a block the other way round: results
 // that differ betray a missing barrier. Built with AddressSanitizer, which then watches shared and global memory.
+// EMULATED_BANKS=file counts there what accesses to shared memory by `touch` cost: the n-th of each lane since the block last
+// met are one access of their warp, which takes a cycle for every different word in the bank that has most of them.
 #pragma once
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <set>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -41,6 +46,7 @@ struct Fiber {
   Meeting at = Meeting::none;
   int line = 0, argument = 0, width = 32;
   unsigned char value[8], result[8];
+  std::vector<std::pair<int, int>> touched;  // first word and words
 };
 
 struct Machine {
@@ -53,8 +59,43 @@ struct Machine {
   Index block, block_size, grid_size;
   std::function<void()> kernel;
   unsigned char* shared = nullptr;
+  const char* counts = std::getenv("EMULATED_BANKS");
+  int64_t accesses = 0, cycles = 0;
+
+  ~Machine() {
+    std::FILE* file = counts ? std::fopen(counts, "w") : nullptr;
+    if (!file) return;
+    std::fprintf(file, "%lld %lld\n", (long long)accesses, (long long)cycles);
+    std::fclose(file);
+  }
 };
 inline Machine machine;
+
+inline unsigned char* touch(unsigned char* at, size_t bytes) {
+  if (machine.counts) machine.running->touched.emplace_back(int(at - machine.shared) / 4, int(bytes) / 4);
+  return at;
+}
+
+inline void count_banks() {
+  for (size_t first = 0; first < machine.fibers.size(); first += 32) {
+    size_t most = 0;
+    for (size_t l = first; l < first + 32; ++l) most = std::max(most, machine.fibers[l].touched.size());
+    for (size_t n = 0; n < most; ++n) {
+      std::set<int> banks[32];
+      size_t cycles = 0;
+      for (size_t l = first; l < first + 32; ++l)
+        if (n < machine.fibers[l].touched.size())
+          for (int word = 0; word < machine.fibers[l].touched[n].second; ++word) {
+            std::set<int>& bank = banks[(machine.fibers[l].touched[n].first + word) % 32];
+            bank.insert(machine.fibers[l].touched[n].first + word);
+            cycles = std::max(cycles, bank.size());
+          }
+      ++machine.accesses;
+      machine.cycles += int64_t(cycles);
+    }
+    for (size_t l = first; l < first + 32; ++l) machine.fibers[l].touched.clear();
+  }
+}
 
 inline void start_switch(void** save, const void* bottom, size_t size) {
 #if defined(__SANITIZE_ADDRESS__)
@@ -146,6 +187,7 @@ inline bool release_warp(size_t first) {
 inline bool release_block() {
   for (const Fiber& f : machine.fibers)
     if (f.at != Meeting::block || f.line != machine.fibers[0].line) return false;
+  if (machine.counts) count_banks();
   for (Fiber& f : machine.fibers) f.at = Meeting::none;
   return true;
 }
@@ -173,7 +215,10 @@ inline void run_block() {
       }
       all_done = all_done && f.at == Meeting::done;
     }
-    if (all_done) return;
+    if (all_done) {
+      if (machine.counts) count_banks();
+      return;
+    }
     for (size_t first = 0; first < n; first += 32) progress = release_warp(first) || progress;
     progress = release_block() || progress;
     if (!progress) deadlock();

@@ -38,6 +38,14 @@ __global__ void reversed_through_shared(int* out) {
   out[threadIdx.x] = __shfl_down_sync(0xffffffffu, __shfl_up_sync(0xffffffffu, mine, 4, 32), 4, 32);
 }
 
+void touch_every(int words) {
+  LOUPE_DYNAMIC_SHARED(memory);
+  emulated::touch(memory + 4 * words * (threadIdx.x % 32), 4);
+}
+__global__ void one_bank(int*) { touch_every(32); }
+__global__ void all_banks(int*) { touch_every(33); }
+__global__ void one_word(int*) { touch_every(0); }
+
 int main() {
   char name[64] = {};
   if (std::fread(name, 1, sizeof name - 1, stdin) == 0) return 1;
@@ -49,6 +57,9 @@ int main() {
   if (asked == "global_overflow") LOUPE_LAUNCH(global_overflow, 1, 64, 256, nullptr, out);
   if (asked == "missing_barrier") LOUPE_LAUNCH(missing_barrier, 1, 64, 256, nullptr, out);
   if (asked == "reversed_through_shared") LOUPE_LAUNCH(reversed_through_shared, 1, 64, 256, nullptr, out);
+  if (asked == "one_bank") LOUPE_LAUNCH(one_bank, 1, 64, 8192, nullptr, out);
+  if (asked == "all_banks") LOUPE_LAUNCH(all_banks, 1, 64, 8192, nullptr, out);
+  if (asked == "one_word") LOUPE_LAUNCH(one_word, 1, 64, 8192, nullptr, out);
   std::fwrite(out, sizeof *out, 64, stdout);
   delete[] out;
 }
