@@ -1,7 +1,8 @@
 """Scenes of pictograms: three to five everyday things, drawn by OpenMoji, on photographs and textures.
 
 584 names in 28 groups (`pictograms.txt`: the name and OpenMoji's code of each); half the scenes take their things from
-one group, where they look alike. 48 names are held out of training, validation and test, and have a split of their own.
+one group, where they look alike. 48 names are held out of training, validation and test, and have a split of their own
+("polar bear", where "bear" is a name of training: the last word of each is a word of training's).
 A caption names two or three things, each by its name with, at times, its colour or its size, in several wordings. A
 scene belongs to a split by its content: the set of its names and the set of those its caption names hash to that split,
 so no two splits share a set of things or a caption; nor a photograph.
@@ -29,6 +30,7 @@ from loupe_ext.extras import needs
 
 Pixels = NDArray[np.uint8]
 
+HELD_OUT = "*"  # before a name in pictograms.txt
 SIDE = 96  # pixels
 OBJECTS = (3, 5)  # fewest and most in a scene
 EXTENT = (12.0, 44.0)  # least and most of an object's longer side, pixels, before it is turned
@@ -36,7 +38,6 @@ SMALL, LARGE = 17.0, 34.0  # an object is called small below the one, large abov
 TWICE = 0.15  # share of scenes with two things of one name, a smaller and a larger
 ALIKE = 1.5  # how much larger the larger one is at least
 TILT = 20.0  # degrees at most
-HELD_OUT = 48  # names
 SPRITE = 64  # pixels of a drawing's longer side
 
 # Hues in degrees at which a name ends, for drawings that are of one colour.
@@ -71,14 +72,17 @@ COMMON_WORDS = [
 ]
 
 
+def _lines() -> list[str]:
+    return files("loupe_ext.data").joinpath("pictograms.txt").read_text(encoding="utf-8").splitlines()
+
+
 @functools.cache
 def groups() -> dict[str, dict[str, str]]:
     """The groups: of each, its names and OpenMoji's codes of them."""
-    lines = files("loupe_ext.data").joinpath("pictograms.txt").read_text(encoding="utf-8").splitlines()
     found = {}
-    for line in lines:
+    for line in _lines():
         group, _, things = line.partition(": ")
-        found[group] = dict(thing.rsplit(" ", 1) for thing in things.split(", "))
+        found[group] = dict(thing.removeprefix(HELD_OUT).rsplit(" ", 1) for thing in things.split(", "))
     return found
 
 
@@ -90,10 +94,9 @@ def names() -> tuple[str, ...]:
 
 @functools.cache
 def held_out() -> NDArray[np.bool_]:
-    """Whether each name is kept from training: `HELD_OUT` of them, whose words other names have, if at all, or none."""
-    chosen = np.zeros(len(names()), bool)
-    chosen[np.random.default_rng(0).permutation(len(names()))[:HELD_OUT]] = True
-    return chosen
+    """Whether each name is kept from training, which has its last word, what it is a kind of, in another name."""
+    things = [thing for line in _lines() for thing in line.partition(": ")[2].split(", ")]
+    return np.array([thing.startswith(HELD_OUT) for thing in things])
 
 
 @functools.cache
