@@ -6,7 +6,7 @@ from torch.nn.functional import interpolate
 
 from loupe_ext.model import heat
 from loupe_ext.model.dual import DualEncoder
-from loupe_ext.model.image import ConvNeXt, ImageEncoder
+from loupe_ext.model.image import ConvNeXt, ImageEncoder, Residual
 from loupe_ext.model.regions import RegionHead, box_features, box_iou, centres, coverage, propose, window_features
 from loupe_ext.model.text import TextEncoder
 from loupe_ext.objective import LogitScale
@@ -19,7 +19,7 @@ from tests.samples import random_pairs
 def model() -> DualEncoder:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = DualEncoder(ImageEncoder(16), TextEncoder(30, 16), 8).eval().requires_grad_(False)
+        model = DualEncoder(ImageEncoder(16, context=0), TextEncoder(30, 16), 8).eval().requires_grad_(False)
         for name in ("text.attention.bias", "query.weight"):  # zero at first, so that nothing would show
             model.get_parameter(name).normal_()
         return model
@@ -58,6 +58,19 @@ class TestImageEncoder:
         differs = (model.image(changed)[:, 5, 5] - model.image(picture)[:, 5, 5]).abs().amax(-1) > 1e-4
         seen = differs.nonzero()[:, 0].tolist()
         assert seen == list(range(20 - 7, 24 + 7))
+
+    @pytest.mark.parametrize("context", [1, 2])
+    def test_context_sees_a_cell_of_two_patches_further_per_block(self, context):
+        encoder = ImageEncoder(8, 0, context)
+        picture = torch.randint(256, (1, 3, 128, 128), dtype=torch.uint8)
+        changed = picture.repeat(128, 1, 1, 1)
+        for i in range(128):
+            changed[i, :, i] = changed[i, :, i].flip(-1)
+        with torch.no_grad():
+            differs = (encoder(changed)[:, 15, 15] - encoder(picture)[:, 15, 15]).abs().amax(-1) > 1e-6
+        seen = differs.nonzero()[:, 0].tolist()
+        # Patch 15 lies between cells 7 and 8, of patches 14 to 17; the stem sees 3 pixels beyond a patch.
+        assert seen == list(range(4 * (14 - 2 * context) - 3, 4 * (18 + 2 * context) + 3))
 
     @pytest.mark.parametrize(
         ("value", "error", "message"),
@@ -193,8 +206,14 @@ class TestBoxes:
         assert centres(2, 3)[5].tolist() == [10, 6]
 
     def test_the_configuration_says_how_many_blocks(self):
-        heads = [build(Config().but(width=8, box_blocks=n), 9)[0].region_head for n in (0, 3)]
-        assert [sum(isinstance(x, ConvNeXt) for x in head.blocks) for head in heads] == [0, 3]
+        for near, far, boxes in ((0, 0, 0), (2, 0, 3), (1, 4, 2)):
+            config = Config().but(width=8, blocks=near, context_blocks=far, box_blocks=boxes)
+            model = build(config, 9)[0]
+            counts = [
+                sum(isinstance(x, kind) for x in part.modules())
+                for part, kind in ((model.image, Residual), (model.image, ConvNeXt), (model.region_head, ConvNeXt))
+            ]
+            assert counts == [near, far, boxes]
 
     @pytest.mark.parametrize("blocks", [0, 1, 2])
     def test_a_box_is_told_by_patches_as_far_as_the_blocks_see(self, blocks):

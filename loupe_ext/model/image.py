@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
+from torch.nn.functional import avg_pool2d, gelu, interpolate
 
 from loupe_ext._checks import check_int, check_tensor
 
@@ -29,33 +29,53 @@ class Residual(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """A block that sees far and costs little: a depthwise 7 x 7 convolution, then a perceptron per position.
+    """A block that sees far and costs little: a depthwise convolution, then a perceptron per position.
 
-    (Liu et al., "A ConvNet for the 2020s", CVPR 2022, with half the perceptron's width.)
+    (Liu et al., "A ConvNet for the 2020s", CVPR 2022, with half the perceptron's width. `kernel` is odd.)
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, kernel: int = 7) -> None:
         super().__init__()
         self.norm = ChannelNorm(width)
-        self.depthwise = nn.Conv2d(width, width, 7, padding=3, groups=width)
+        self.depthwise = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
         self.widen, self.narrow = nn.Conv2d(width, 2 * width, 1), nn.Conv2d(2 * width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.narrow(gelu(self.widen(self.norm(self.depthwise(x)))))
 
 
-class ImageEncoder(nn.Module):
-    """Images to one token a patch of 4 x 4 pixels.
+class Context(nn.Module):
+    """What lies around each position, added to it: ConvNeXt blocks at half the resolution.
 
-    Two 4 x 4 convolutions of stride 2 (an even kernel keeps a token centred on its patch), then residual blocks.
+    There they see twice as far for a quarter of the time.
     """
 
-    def __init__(self, width: int = 64, blocks: int = 1) -> None:
+    def __init__(self, width: int, blocks: int, kernel: int = 7) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(ConvNeXt(width, kernel) for _ in range(blocks)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, width, h, w] -> the same shape."""
+        around = self.blocks(avg_pool2d(x, 2, ceil_mode=True))
+        return x + interpolate(around, scale_factor=2, mode="bilinear")[..., : x.shape[2], : x.shape[3]]
+
+
+class ImageEncoder(nn.Module):
+    """Images to one token per patch of 4 x 4 pixels.
+
+    Two 4 x 4 convolutions of stride 2 (an even kernel keeps a token centred on its patch), then residual `blocks`, then
+    a `Context` of so many blocks, if any, which see three cells of two patches across: what a thing is takes more than
+    a patch sees, but a heat map is to end where the thing does.
+    """
+
+    def __init__(self, width: int = 64, blocks: int = 1, context: int = 1) -> None:
         super().__init__()
         self.width = width = check_int("width", width, 2, 2**31 - 1)
-        blocks = check_int("blocks", blocks, 0, 1000)
+        blocks, context = check_int("blocks", blocks, 0, 1000), check_int("context", context, 0, 1000)
         self.stem = nn.Sequential(nn.Conv2d(3, width // 2, 4, 2, 1), nn.GELU(), nn.Conv2d(width // 2, width, 4, 2, 1))
         self.blocks = nn.Sequential(*(Residual(width) for _ in range(blocks)))
+        if context:
+            self.blocks.append(Context(width, context, kernel=3))
         self.norm = ChannelNorm(width)
 
     def forward(self, images: Tensor) -> Tensor:

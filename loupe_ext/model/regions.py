@@ -4,7 +4,7 @@ import sys
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, interpolate, normalize
+from torch.nn.functional import normalize
 
 from loupe_ext._checks import (
     as_device,
@@ -17,7 +17,7 @@ from loupe_ext._checks import (
     check_tensor,
 )
 from loupe_ext._dtypes import at_least_float32, promoted
-from loupe_ext.model.image import PATCH, ChannelNorm, ConvNeXt
+from loupe_ext.model.image import PATCH, ChannelNorm, Context
 
 
 def centres(height: int, width: int, device: torch.device | None = None, patch: float = PATCH) -> Tensor:
@@ -33,17 +33,15 @@ def centres(height: int, width: int, device: torch.device | None = None, patch: 
 class RegionHead(nn.Module):
     """The region generation module (LOUPE, section 3.2): each patch proposes a box around it and a confidence.
 
-    A box begins with edges `side` patches from the patch's centre. ConvNeXt `blocks`, if any, see further than patches'
-    features that keep to their own object: to propose a box is to find where an object ends. They work at half the
-    resolution, where they see twice as far for a quarter of the time.
+    A box begins with edges `side` patches from the patch's centre. A `Context` of `blocks`, if any, sees further than
+    the patches' features, which keep to their own object: to propose a box is to find where an object ends.
     """
 
     def __init__(self, width: int, side: float = 2.25, blocks: int = 0) -> None:
         super().__init__()
         width, self.side = check_int("width", width, 1, 2**31 - 1), check_number("side", side, 0, above=True)
         blocks = check_int("blocks", blocks, 0, 1000)
-        self.blocks = nn.Sequential(*(ConvNeXt(width) for _ in range(blocks)))
-        self.norm = ChannelNorm(width) if blocks else None
+        self.context = nn.Sequential(Context(width, blocks), ChannelNorm(width)) if blocks else nn.Identity()
         self.project = nn.Linear(width, 5)
         nn.init.normal_(self.project.weight, std=0.01)
         nn.init.zeros_(self.project.bias)
@@ -57,18 +55,11 @@ class RegionHead(nn.Module):
         if tokens.shape[3] != self.project.in_features:
             raise ValueError(f"tokens: expected width {self.project.in_features}, got {tuple(tokens.shape)}")
         patch = check_number("patch", patch, 0, above=True)
-        out = self.project(self._look_around(tokens)).flatten(1, 2)
+        seen = self.context(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        out = self.project(seen).flatten(1, 2)
         sides = self.side * patch * at_least_float32(out[..., :4]).clamp(-3, 3).exp()
         at = centres(tokens.shape[1], tokens.shape[2], tokens.device, patch)
         return torch.cat([at - sides[..., :2], at + sides[..., 2:]], -1), out[..., 4]
-
-    def _look_around(self, tokens: Tensor) -> Tensor:
-        if self.norm is None:
-            return tokens
-        x = tokens.permute(0, 3, 1, 2)
-        far = self.blocks(avg_pool2d(x, 2, ceil_mode=True))
-        around = interpolate(far, scale_factor=2, mode="bilinear")[..., : x.shape[2], : x.shape[3]]
-        return self.norm(x + around).permute(0, 2, 3, 1)
 
 
 def check_boxes(name: str, boxes: object) -> Tensor:

@@ -36,7 +36,7 @@ def build(config: Config, vocabulary: Vocabulary | int, pretrained: bool = True)
         if m.image_encoder == "swin":
             image = SwinEncoder(m.swin_width, m.swin_stages, m.swin_side, m.image_weights if pretrained else None)
         else:
-            image = ImageEncoder(m.width, m.blocks)
+            image = ImageEncoder(m.width, m.blocks, m.context_blocks)
         if m.text_encoder == "bert":
             text = BertEncoder(size, m.bert_width, m.bert_layers, m.text_weights if pretrained else None)
         else:

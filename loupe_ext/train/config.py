@@ -28,7 +28,8 @@ class DataConfig(Settings):
 class ModelConfig(Settings):
     """A `DualEncoder`.
 
-    width: channels of both small encoders, of `blocks`; dim: of the common space; box_blocks: of the region head.
+    width: channels of both small encoders. blocks, context_blocks: of the image encoder, that see near and far;
+        box_blocks: of the region head. dim: of the common space.
     image_encoder: "conv", or "swin": the numbers of Swin-L, unless changed; its tokens stand for 32 pixels.
     text_encoder: "phrase", each noun phrase alone; or "bert", the whole caption: BERT-small, unless changed.
     swin_width: channels of the first stage; swin_depths: blocks of each; swin_side: pixels to which images are brought.
@@ -38,6 +39,7 @@ class ModelConfig(Settings):
     width: int = setting(64, 1, WIDE, unit=4)  # the heads of the small text encoder
     dim: int = setting(64, 1, WIDE)
     blocks: int = setting(1, 0, DEEP)
+    context_blocks: int = setting(1, 0, DEEP)
     box_blocks: int = setting(2, 0, DEEP)
     image_encoder: str = setting("conv", choices=("conv", "swin"))
     text_encoder: str = setting("phrase", choices=("phrase", "bert"))
