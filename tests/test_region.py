@@ -131,12 +131,13 @@ class TestWalks:
             assert brute.interaction(known, 5, [0, 1]).item() == pytest.approx(want.item(), abs=room)
 
     @DTYPES
-    def test_just_in_time_kernels_compile_for_a_gpu(self, dtype):
+    @pytest.mark.parametrize("patches", [1, 70])
+    def test_just_in_time_kernels_compile_for_a_gpu(self, dtype, patches):
         kernels = pytest.importorskip("loupe_ext.triton.region")
-        problem = random_regions("", 2, 9, 70)
+        problem = random_regions("", 2, 9, patches)
         a, gram = (x.to(dtype) for x in reference.pooled_cosine(problem.patches, problem.text))
         tensors = a.new_empty(2, 9, 6), a, gram, pack_coalitions(problem.masks), orders_of(problem, "shapley")
-        maxima = a.new_empty(2, 9), gram, gram.long(), tensors[3], a[0], torch.tensor([70, 9])
+        maxima = a.new_empty(2, 9), gram, gram.long(), tensors[3], a[0], torch.tensor([patches, 9])
         (built,) = compiled(kernels, "_maxima_kernel", lambda: kernels.maxima(*maxima))
         assert built.asm["cubin"]
         for prefixes in (True, False):

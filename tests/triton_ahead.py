@@ -51,13 +51,18 @@ def compiled(
         call()
     results: dict[str, Any] = {}
     for launch in recorder.launches:
-        constants = {p.name: launch[p.name] for p in kernel.params if p.is_constexpr}
+        constants = {p.name: launch[p.name] for p in kernel.params if p.is_constexpr or _is_folded(p, launch[p.name])}
         options = {k: v for k, v in launch.items() if k not in kernel.arg_names}
         signature = {k: "constexpr" if k in constants else _type(launch[k]) for k in kernel.arg_names}
         if (key := repr((signature, constants, options))) not in results:
             source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
             results[key] = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return list(results.values())
+
+
+def _is_folded(parameter: Any, value: object) -> bool:
+    """Whether the compiler takes an argument for a constant, as it does with integers that are 1."""
+    return isinstance(value, int) and value == 1 and not parameter.do_not_specialize
 
 
 def _type(value: object) -> str:

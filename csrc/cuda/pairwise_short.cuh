@@ -152,13 +152,13 @@ __device__ inline void sweep_backward(const Key* key, Shared<Weights> below, Sha
 }
 
 // How many blocks of a kernel an SM is to hold at once, which bounds a thread's registers.
-template <class Key, int P>
+template <int P>
 constexpr int blocks_of_an_sm() {
   return P <= 16 ? 4 : P <= 32 ? 3 : 2;
 }
 
 template <class In, int P, bool backward>
-__global__ void __launch_bounds__(ShortLayout::kThreads, (blocks_of_an_sm<typename ShortKey<In>::Type, P>()))
+__global__ void __launch_bounds__(ShortLayout::kThreads, blocks_of_an_sm<P>())
     pairwise_short_kernel(const PairwiseCall call, const ShortLayout layout, const In* grad, In* out, In* out_cols) {
   typedef typename ShortKey<In>::Type Key;
   LOUPE_DYNAMIC_SHARED(shared);
@@ -312,7 +312,7 @@ template <class In, int P, bool backward>
 void launch_short_of(const PairwiseCall& call, const void* grad, void* out, void* out_cols, void* stream) {
   const ShortLayout layout = ShortLayout::of(call, backward);
   const int64_t tiles = (call.B + layout.problems - 1) / layout.problems;
-  const int64_t most = int64_t(multiprocessors()) * blocks_of_an_sm<typename ShortKey<In>::Type, P>();
+  const int64_t most = int64_t(multiprocessors()) * blocks_of_an_sm<P>();
   LOUPE_LAUNCH((pairwise_short_kernel<In, P, backward>), unsigned(tiles < most ? tiles : most), unsigned(layout.threads),
                layout.shared_bytes, stream, call, layout, static_cast<const In*>(grad), static_cast<In*>(out),
                static_cast<In*>(out_cols));

@@ -53,7 +53,7 @@ def _walks_kernel(
     a = tl.load(values + b * n + column, mask=player, other=0.0)
     gram += b * n * n
     diagonal = tl.load(gram + column * (n + 1), mask=player, other=0.0)
-    floors = diagonal * (4 * EPS * n.to(a.dtype))  # each patch's share of what Q counts as at least
+    floors = diagonal * (4 * EPS * n)  # each patch's share of what Q counts as at least
     own_floor = tl.sum(tl.where(member, floors, 0.0))
     own_a = tl.sum(tl.where(member, a, 0.0))
     steps = tl.where(size < 2, 0, n)
