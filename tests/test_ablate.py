@@ -35,9 +35,18 @@ def result(row: str, data: str, seed: int, milliseconds: float, value: float = 0
 
 
 def test_rows_differ_in_their_objective_alone():
-    objective = {"cmc", "late_interaction", "sparse_grouping", "region_phrase", "fsa", "tsa", "boxes"}
+    objective = {
+        "cmc",
+        "late_interaction",
+        "sparse_grouping",
+        "region_phrase",
+        "proposal_phrase",
+        "fsa",
+        "tsa",
+        "boxes",
+    }
     details = {"fsa.source", "fsa.coalitions", "literal", "regions", "boxes.colour"}
-    assert len({row.key for row in ROWS}) == len(ROWS) == 16
+    assert len({row.key for row in ROWS}) == len(ROWS) == 17
     assert len({repr(row.changes) for row in ROWS}) == len(ROWS)
     for row in ROWS:
         assert set(row.changes) <= objective | details

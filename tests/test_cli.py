@@ -31,7 +31,7 @@ def test_train_then_evaluate(tmp_path, capsys):
     assert main([*command, "--report-to", "tensorboard", "--log-every", "1", "--validate-every", "2"]) == 0
     assert list((path / "tensorboard").iterdir())
     shown = capsys.readouterr().err.splitlines()
-    assert shown[0].endswith("64 pairs of scenes; terms: cmc 1, region_phrase 1, fsa 0.5, boxes 2")
+    assert shown[0].endswith("64 pairs of scenes; terms: cmc 1, region_phrase 1, proposal_phrase 1, fsa 0.5, boxes 2")
     assert shown[1] == "3 steps of 8 pairs on 1 x cpu"
     assert any("run: step 1/3  loss" in line for line in shown)  # which is no terminal
     assert shown[-1].startswith("3 steps, ")

@@ -52,7 +52,11 @@ class TestConfig:
                 ValueError,
                 "logit_scale: .* at most 100, got 101",
             ),
-            ("{cmc: 0, region_phrase: 0, fsa: 0, boxes: 0}", ValueError, "cmc, .* boxes: expected a weight above 0"),
+            (
+                "{cmc: 0, region_phrase: 0, proposal_phrase: 0, fsa: 0, boxes: 0}",
+                ValueError,
+                "cmc, .* boxes: expected a weight above 0",
+            ),
             ("train_size: 63", ValueError, r"train_size: expected at least a batch \(64\), got 63"),
             ("lr: 1e-3\nlr: 1e-2", ValueError, r"config: expected each name once, got 'lr' again \(line 2\)"),
             ("lr: 1\n---\nlr: 2", ValueError, "expected one mapping of names to values, got mapping"),

@@ -60,7 +60,7 @@ def test_csv_holds_every_run_unrounded():
 def test_rows_differ_in_their_objective_alone():
     configs = [run.config for run in rows.plan(1, 10, 64, 20) if run.data == "scenes"]
     assert len(configs) == len(rows.ROWS) == 5
-    terms = ("cmc", "late_interaction", "region_phrase", "fsa", "boxes")
+    terms = ("cmc", "late_interaction", "region_phrase", "proposal_phrase", "fsa", "boxes")
     allowed = {"name", *(f"objective.{term}.weight" for term in terms)}
     first = configs[0].flat()
     for config in configs:
@@ -68,8 +68,11 @@ def test_rows_differ_in_their_objective_alone():
 
 
 def test_plan_has_every_row_for_every_seed():
-    runs = rows.plan(3, 10, 64, 20, rows.DEMO_DIGITS)
-    assert len({run.key for run in runs}) == len(runs) == 3 * (5 + 2 + 1)
+    runs = rows.plan(3, 10, 64, 20)
+    assert len({run.key for run in runs}) == len(runs) == 3 * (5 + 5 + 1)
+    short = rows.plan(3, 10, 64, 20, short=True)
+    assert {(run.data, run.row.key) for run in short} == {(data, row) for data, of in rows.SHORT.items() for row in of}
+    assert len(short) == 3 * (3 + 1 + 1)
     assert {(run.steps, run.train_size) for run in runs if run.data == "pictograms"} == {(4, 64)}
 
 
@@ -81,7 +84,7 @@ def demo(tmp_path_factory):
 
 
 def test_demo_writes_all_it_promises(demo):
-    assert len(list(csv.DictReader((demo / "results.csv").open()))) == 8
+    assert len(list(csv.DictReader((demo / "results.csv").open()))) == 5
     assert (demo / "table.md").read_text().count("Default recipe") == 4
     assert not list(demo.rglob("*.partial"))
     results = [json.loads(path.read_text()) for path in (demo / "runs").glob("*.json")]

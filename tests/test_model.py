@@ -2,11 +2,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import interpolate
 
 from loupe_ext.model import heat
 from loupe_ext.model.dual import DualEncoder
-from loupe_ext.model.image import ConvNeXt, ImageEncoder, Residual
+from loupe_ext.model.image import Context, ConvNeXt, ImageEncoder, Residual
 from loupe_ext.model.regions import RegionHead, box_features, box_iou, centres, coverage, propose, window_features
 from loupe_ext.model.text import TextEncoder
 from loupe_ext.objective import LogitScale
@@ -71,6 +72,21 @@ class TestImageEncoder:
         seen = differs.nonzero()[:, 0].tolist()
         # Patch 15 lies between cells 7 and 8, of patches 14 to 17; the stem sees 3 pixels beyond a patch.
         assert seen == list(range(4 * (14 - 2 * context) - 3, 4 * (18 + 2 * context) + 3))
+
+    def test_a_patch_says_how_much_of_its_context_it_takes(self):
+        gated = Context(8, 1, gated=True)
+        plain = Context(8, 1)
+        plain.blocks.load_state_dict(gated.blocks.state_dict())
+        x = torch.randn(2, 8, 5, 6, generator=torch.Generator().manual_seed(0))
+        nn.init.zeros_(gated.gate[1].weight)
+        for bias, share in ((-100.0, 0.0), (0.0, 0.5), (100.0, 1.0)):
+            nn.init.constant_(gated.gate[1].bias, bias)
+            assert_close(gated(x), x + share * (plain(x) - x), 1e-5)
+        nn.init.normal_(gated.gate[1].weight)
+        nn.init.zeros_(gated.gate[1].bias)
+        shares = (gated(x) - x) / (plain(x) - x)
+        assert shares.min() < 0.4
+        assert shares.max() > 0.6
 
     @pytest.mark.parametrize(
         ("value", "error", "message"),

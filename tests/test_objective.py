@@ -54,6 +54,7 @@ EVERY = {
     "cmc": 1.0,
     "late_interaction": 0.5,
     "region_phrase": 0.25,
+    "proposal_phrase": 0.75,
     "sparse_grouping": 2.0,
     "fsa": 3.0,
     "tsa": 0.125,
@@ -81,6 +82,7 @@ class TestTerms:
             "cmc": losses.cmc_loss(i.pooled, t.pooled, scale),
             "late_interaction": losses.late_interaction_loss(patches, t.tokens, scale, None, LENGTHS),
             "region_phrase": losses.region_phrase_loss(regions, t.phrases, scale, LENGTHS),
+            "proposal_phrase": losses.region_phrase_loss(i.proposals(5)[0], t.phrases, scale, LENGTHS),
             "sparse_grouping": losses.sparse_grouping_loss(patches, t.tokens, scale, LENGTHS),
             "fsa": losses.fsa_loss(regions, t.phrases, scale, phrase_lengths=LENGTHS),
         }
@@ -90,7 +92,7 @@ class TestTerms:
         contrasts = [found[name] for name in ("cmc", "late_interaction", "region_phrase")]
         gate = losses.contrast_gate(contrasts, B)
         assert torch.equal(found["gate"], gate)
-        gated = {"fsa", "tsa", "boxes"}
+        gated = {"proposal_phrase", "fsa", "tsa", "boxes"}
         total = sum(weight * found[name] * (gate if name in gated else 1) for name, weight in EVERY.items())
         torch.testing.assert_close(found["loss"], total)
 
@@ -133,6 +135,16 @@ class TestTerms:
         )["fsa"]
         assert torch.equal(of(1, 2), of(1, 2))
         assert of(1, 2) not in (of(1, 3), of(2, 2))
+
+    def test_phrases_reach_the_patches_in_proposals_and_no_box(self):
+        i, t = learning(image(), text())
+        Objective(proposal_phrase=1.0, proposals=5)(i, t)["loss"].backward()
+        assert i.patches.grad.abs().sum() > 0
+        assert t.phrases.grad.abs().sum() > 0
+        assert i.boxes.grad is None
+        assert i.confidence.grad is None
+        with pytest.raises(ValueError, match="image: expected features with boxes and confidence"):
+            Objective(proposal_phrase=1.0)(image(boxes=None, confidence=None), text())
 
     def test_boxes_learn_from_few_images_and_the_heat_not_from_them(self):
         i, t = learning(image(), text())

@@ -25,6 +25,9 @@ def fields_of(part: slice) -> dict[str, torch.Tensor]:
     return {name: getattr(batch, name) for name in ("images", "tokens", "spans", "phrase_lengths")}
 
 
+NO_REGIONS = {"region_phrase": 0.0, "proposal_phrase": 0.0, "boxes": 0.0}
+
+
 class TestReproducible:
     def test_the_same_run_twice(self):
         assert_identical(uninterrupted(), trained())
@@ -236,7 +239,8 @@ class TestLoop:
         assert [x.step for x in seen] == [1, 2, 3]
         assert {x.steps for x in seen} == {3}
         assert seen[-1].seconds_left == 0
-        names = {"loss", "cmc", "late_interaction", "region_phrase", "fsa", "boxes", "gate", "gradient_norm"}
+        names = {"loss", "cmc", "late_interaction", "region_phrase", "proposal_phrase", "fsa", "boxes", "gate"}
+        names |= {"gradient_norm"}
         assert set(seen[0].losses) == set(history) - {"step", "seconds", "seconds_waiting"} == names
         assert all(history[name][1].item() == pytest.approx(seen[1].losses[name]) for name in names)
 
@@ -284,7 +288,7 @@ class TestStep:
         assert step.model.region_head.project.weight.grad.abs().max() < 1e-9
 
     def test_the_loss_is_the_weighted_sum_of_its_parts(self):
-        config = SMALL.but(cmc=2.0, region_phrase=0.0, late_interaction=0.0, fsa=3.0, boxes=0.0)
+        config = SMALL.but(**NO_REGIONS, cmc=2.0, late_interaction=0.0, fsa=3.0)
         losses = step_of(config)(self.batch(), 0)
         assert set(losses) == {"loss", "cmc", "fsa", "gate"}
         gate = contrast_gate([losses["cmc"]], 8)
@@ -292,7 +296,7 @@ class TestStep:
         assert losses["loss"].item() == pytest.approx((2 * losses["cmc"] + 3 * gate * losses["fsa"]).item())
 
     def test_sparse_grouping_adds_its_weighted_share(self):
-        config = SMALL.but(late_interaction=0.0, region_phrase=0.0, sparse_grouping=3.0, fsa=0.0, boxes=0.0)
+        config = SMALL.but(**NO_REGIONS, late_interaction=0.0, sparse_grouping=3.0, fsa=0.0)
         losses = step_of(config)(self.batch(), 0)
         assert set(losses) == {"loss", "cmc", "sparse_grouping"}
         assert losses["loss"].item() == pytest.approx((losses["cmc"] + 3 * losses["sparse_grouping"]).item())
@@ -331,8 +335,8 @@ class TestStep:
         assert metrics >= {f"{name}_unsil{kind}" for name in ("fsa", "tsa") for kind in kinds}
         assert not any(losses[name].requires_grad for name in metrics)
         gate = contrast_gate([losses[name] for name in ("cmc", "late_interaction", "region_phrase")], 8)
-        weights = {"cmc": 1, "late_interaction": 0.5, "region_phrase": 1, "fsa": gate, "tsa": gate, "boxes": 2 * gate}
-        weights |= {"fsa_unsil": 1, "tsa_unsil": 1}
+        weights = {"cmc": 1, "late_interaction": 0.5, "region_phrase": 1, "proposal_phrase": gate, "fsa": gate}
+        weights |= {"tsa": gate, "boxes": 2 * gate, "fsa_unsil": 1, "tsa_unsil": 1}
         assert losses["loss"].item() == pytest.approx(sum(w * losses[name].item() for name, w in weights.items()))
         without = step_of(config.but({"fsa.source": "sampled", "tsa.source": "computed"}))
         without.load_state_dict(step.state_dict(), strict=False)

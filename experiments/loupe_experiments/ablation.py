@@ -9,19 +9,18 @@ from pathlib import Path
 
 from loupe_experiments import table
 from loupe_experiments.report import TITLES
-from loupe_experiments.rows import DATA, Row, Run
+from loupe_experiments.rows import DATA, NO_REGIONS, Row, Run
 from loupe_experiments.runs import Result, perform_all
 from loupe_ext._io import write
 from loupe_ext.extras import needs
 from loupe_ext.train import Config
 
 NO_FSA = {"fsa": 0.0}
-NO_REGIONS = {"region_phrase": 0.0}
 CMC = {**NO_REGIONS, **NO_FSA}
 LATE = {"late_interaction": 1.0}
 TSA = {"tsa": 1.0}
 LITERAL = {"tsa": 1.0, "literal": True}
-BY_GRADIENT = {"regions": "proposals", "boxes": 0.0}
+BY_GRADIENT = {"regions": "proposals", "proposal_phrase": 0.0, "boxes": 0.0}
 
 # Every row learns its boxes from its own heat, as the default recipe does; but for those by gradient, the paper's
 # objective among them, whose boxes are the regions of the other losses.
@@ -40,6 +39,7 @@ ROWS = (
     Row("default", "Default recipe", {}),
     Row("default-without-fsa", "Default recipe without FSA", NO_FSA),
     Row("default-tsa", "Default recipe + TSA", TSA),
+    Row("default-windows", "Default recipe, phrases with windows alone", {"proposal_phrase": 0.0}),
     Row("default-heat-boxes", "Default recipe, boxes of heat without colour", {"boxes.colour": 0.0}),
     Row("default-tsa-gradient-boxes", "Default recipe + TSA, boxes by gradient alone", {**TSA, **BY_GRADIENT}),
 )

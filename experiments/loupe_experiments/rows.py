@@ -21,18 +21,18 @@ class Row:
 
 DATA = DATASETS  # those of the ablation
 
+NO_REGIONS = {"region_phrase": 0.0, "proposal_phrase": 0.0}
+CMC = {**NO_REGIONS, "fsa": 0.0, "boxes": 0.0}
+
 ROWS = (
-    Row("cmc", "CMC", {"region_phrase": 0.0, "fsa": 0.0, "boxes": 0.0}),
-    Row("cmc-fsa", "CMC + FSA (exact)", {"region_phrase": 0.0, "boxes": 0.0}),
-    Row(
-        "late",
-        "Late interaction (FILIP-like)",
-        {"cmc": 0.0, "late_interaction": 1.0, "region_phrase": 0.0, "fsa": 0.0, "boxes": 0.0},
-    ),
+    Row("cmc", "CMC", CMC),
+    Row("cmc-fsa", "CMC + FSA (exact)", {**NO_REGIONS, "boxes": 0.0}),
+    Row("late", "Late interaction (FILIP-like)", {**CMC, "cmc": 0.0, "late_interaction": 1.0}),
     Row("default-without-fsa", "Default recipe without FSA", {"fsa": 0.0}),
     Row("default", "Default recipe", {}),
 )
-DEMO_DIGITS = ("cmc", "default")  # the rows that the demo has time for on the digits
+# The rows that the demo has time for, without `--all`.
+SHORT = {"scenes": ("cmc", "default-without-fsa", "default"), "digits": ("default",), "pictograms": ("default",)}
 PICTOGRAMS = 0.4  # the share of the steps and of the pairs that it has time for on the pictograms, in the default row
 
 
@@ -57,10 +57,8 @@ class Run:
         return Config(name=self.row.key, objective=self.row.objective).but(same)
 
 
-def plan(
-    seeds: int, steps: int, train_size: int, evaluation_scenes: int, digit_rows: tuple[str, ...] | None = None
-) -> list[Run]:
-    """All rows on the rendered scenes, `digit_rows` (None: all) on the digits, a short default on the pictograms.
+def plan(seeds: int, steps: int, train_size: int, evaluation_scenes: int, short: bool = False) -> list[Run]:
+    """All rows, or those of `SHORT`, on the rendered scenes and the digits, a short default on the pictograms.
 
     Those that take longest come first.
     """
@@ -70,8 +68,6 @@ def plan(
         for seed in range(seeds)
         for data in DATA
         for row in ROWS
-        if data == "scenes"
-        or (data == "digits" and (digit_rows is None or row.key in digit_rows))
-        or (data == "pictograms" and row.key == "default")
+        if row.key in SHORT[data] or not (short or data == "pictograms")
     ]
     return sorted(runs, key=lambda run: run.row.key != "late" and run.data != "pictograms")

@@ -47,25 +47,28 @@ class ConvNeXt(nn.Module):
 class Context(nn.Module):
     """What lies around each position, added to it: ConvNeXt blocks at half the resolution.
 
-    There they see twice as far for a quarter of the time.
+    There they see twice as far for a quarter of the time. `gated`: each position says how much of it, per channel; the
+    ground beside a thing is then not taken for the thing.
     """
 
-    def __init__(self, width: int, blocks: int, kernel: int = 7) -> None:
+    def __init__(self, width: int, blocks: int, kernel: int = 7, gated: bool = False) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*(ConvNeXt(width, kernel) for _ in range(blocks)))
+        self.gate = nn.Sequential(ChannelNorm(width), nn.Conv2d(width, width, 1), nn.Sigmoid()) if gated else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, width, h, w] -> the same shape."""
         around = self.blocks(avg_pool2d(x, 2, ceil_mode=True))
-        return x + interpolate(around, scale_factor=2, mode="bilinear")[..., : x.shape[2], : x.shape[3]]
+        around = interpolate(around, scale_factor=2, mode="bilinear")[..., : x.shape[2], : x.shape[3]]
+        return x + (around if self.gate is None else self.gate(x) * around)
 
 
 class ImageEncoder(nn.Module):
     """Images to one token per patch of 4 x 4 pixels.
 
     Two 4 x 4 convolutions of stride 2 (an even kernel keeps a token centred on its patch), then residual `blocks`, then
-    a `Context` of so many blocks, if any, which see three cells of two patches across: what a thing is takes more than
-    a patch sees, but a heat map is to end where the thing does.
+    a gated `Context` of so many blocks, if any, which see three cells of two patches across: what a thing is takes more
+    than a patch sees, but a heat map is to end where the thing does.
     """
 
     def __init__(self, width: int = 64, blocks: int = 1, context: int = 1) -> None:
@@ -75,7 +78,7 @@ class ImageEncoder(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(3, width // 2, 4, 2, 1), nn.GELU(), nn.Conv2d(width // 2, width, 4, 2, 1))
         self.blocks = nn.Sequential(*(Residual(width) for _ in range(blocks)))
         if context:
-            self.blocks.append(Context(width, context, kernel=3))
+            self.blocks.append(Context(width, context, kernel=3, gated=True))
         self.norm = ChannelNorm(width)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -2,7 +2,17 @@
 
 from loupe_ext.objective.objective import LogitScale, Objective, ObjectiveConfig
 from loupe_ext.objective.seen import Seen
-from loupe_ext.objective.terms import CMC, FSA, TSA, Boxes, LateInteraction, RegionPhrase, SparseGrouping, Term
+from loupe_ext.objective.terms import (
+    CMC,
+    FSA,
+    TSA,
+    Boxes,
+    LateInteraction,
+    ProposalPhrase,
+    RegionPhrase,
+    SparseGrouping,
+    Term,
+)
 
 __all__ = [
     "CMC",
@@ -13,6 +23,7 @@ __all__ = [
     "LogitScale",
     "Objective",
     "ObjectiveConfig",
+    "ProposalPhrase",
     "RegionPhrase",
     "Seen",
     "SparseGrouping",

@@ -14,7 +14,17 @@ from loupe_ext._settings import Settings, setting
 from loupe_ext.losses import contrast_gate
 from loupe_ext.model.features import ImageFeatures, TextFeatures, check_pairs
 from loupe_ext.objective.seen import Seen
-from loupe_ext.objective.terms import CMC, FSA, TSA, Boxes, LateInteraction, RegionPhrase, SparseGrouping, Term
+from loupe_ext.objective.terms import (
+    CMC,
+    FSA,
+    TSA,
+    Boxes,
+    LateInteraction,
+    ProposalPhrase,
+    RegionPhrase,
+    SparseGrouping,
+    Term,
+)
 from loupe_ext.unsil import Unsil
 
 GLOBAL_CAP = 100.0  # of the inverse temperature of whole images and captions
@@ -34,6 +44,7 @@ class ObjectiveConfig(Settings):
     cmc: CMC = setting(CMC())
     late_interaction: LateInteraction = setting(LateInteraction())
     region_phrase: RegionPhrase = setting(RegionPhrase())
+    proposal_phrase: ProposalPhrase = setting(ProposalPhrase())
     sparse_grouping: SparseGrouping = setting(SparseGrouping())
     fsa: FSA = setting(FSA())
     tsa: TSA = setting(TSA())

@@ -15,7 +15,7 @@ from loupe_ext._checks import check_same, check_tensor
 from loupe_ext._distributed import place
 from loupe_ext._settings import Settings, setting
 from loupe_ext.model.heat import heat_boxes, heat_maps, sharpened
-from loupe_ext.model.regions import centres
+from loupe_ext.model.regions import box_features, centres
 from loupe_ext.objective.seen import Seen
 from loupe_ext.ops import boxes_to_regions
 from loupe_ext.ops.region import GAMES
@@ -100,6 +100,26 @@ class RegionPhrase(_Term):
             seen.local_logit_scale,
             seen.text.phrase_lengths,
             region_lengths=seen.region_lengths,
+            group=seen.group,
+        )
+
+
+@dataclass(frozen=True)
+class ProposalPhrase(_Term):
+    """`RegionPhrase` of the model's proposals instead of `regions`; no box learns from it. An addition to LOUPE.
+
+    The best window of an object is its telling part; a proposal is all of it, and so the heat comes to cover it.
+    """
+
+    gated: ClassVar[bool] = True
+
+    def loss(self, seen: Seen) -> Tensor:
+        text, boxes = seen.text, seen.proposals[1].detach()
+        return losses.region_phrase_loss(
+            box_features(seen.image.patches, boxes, seen.image.patch),
+            text.phrases,
+            seen.local_logit_scale,
+            text.phrase_lengths,
             group=seen.group,
         )
 
