@@ -42,6 +42,9 @@ COMPILED = {
 }
 COMPILED |= {"65x66-two-sided", "one-player", "63-players", "several-parts", "200-players", "parts-of-groups"}
 
+# Lines of every length that the CUDA kernels over sorted lines tell apart, beyond those of the small problems.
+LONG = [(2, 2, 100), (1, 256, 1), (1, 1, 300), (1, 600, 2), (1, 2, 1024), (1, 1100, 1)]
+
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 

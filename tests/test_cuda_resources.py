@@ -27,6 +27,20 @@ def test_no_kernel_for_short_lines_spills():
     check(kernels)
 
 
+@pytest.mark.skipif(not _C.has_cuda, reason="built without CUDA")
+def test_kernels_over_longer_lines_keep_them_in_registers():
+    found = {}
+    for name, use in sass.resources(_C.__file__).items():
+        if kind := re.search(r"(pairwise|sides|credit)_kernelI([fd])Lb([01])E", name):
+            found[name] = use, 128 if kind[3] == "0" else {"f": 168, "d": 255}[kind[2]]
+    assert found
+    assert len(found) % 22 == 0  # pairwise without short float32 ones, forward and backward, for each architecture
+    for name, (use, most) in found.items():
+        assert use["REG"] <= most, f"{name}: expected at most {most} registers, got {use}"
+        assert use["LOCAL"] == 0, f"{name}: expected no local memory, got {use}"
+        assert use["STACK"] <= 512, f"{name}: expected few spills, got {use}"
+
+
 @pytest.mark.parametrize("change", [{"STACK": 8}, {"REG": 129}])
 def test_a_spill_is_seen(change):
     with pytest.raises(AssertionError, match=r"expected (everything in|at most 128) registers"):

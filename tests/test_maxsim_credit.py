@@ -15,7 +15,7 @@ from loupe_ext import games, maxsim_credit
 from python_ref import brute
 from python_ref import maxsim_credit as reference
 from tests import backends, emulation
-from tests.backends import BACKENDS, SLOW, TOLERANCE, assert_close, device_of, every_backend, in_turn, selected
+from tests.backends import BACKENDS, LONG, SLOW, TOLERANCE, assert_close, device_of, every_backend, in_turn, selected
 from tests.samples import Pairs, random_pairs
 from tests.test_pairwise import upstream
 from tests.triton_ahead import compiled
@@ -146,6 +146,15 @@ class TestValues:
             want = emulation.maxsim_credit(s, None, None, None, grad)
             for environment in ({"EMULATED_ORDER": "reversed"}, {"EMULATED_SHARED_BYTES": "6000"}):
                 assert torch.equal(emulation.maxsim_credit(s, None, None, None, grad, **environment), want)
+
+    @pytest.mark.parametrize("shape", LONG)
+    def test_emulated_cuda_on_long_lines(self, shape):
+        for dtype in (torch.float32, torch.float64):
+            problem = Pairs("ties", (random_pairs(*shape) * 8).round() / 8).to(dtype)
+            grad = upstream(problem.scores)
+            results = backends.maxsim_credit("emulated-cuda", problem, grad)
+            for got, want in zip(results, expected(problem, grad), strict=True):
+                assert_close(got, want, TOLERANCE[dtype])
 
     def test_the_docstrings_example(self):
         assert doctest.testmod(sys.modules["loupe_ext.ops.maxsim_credit"]) == (0, 2)

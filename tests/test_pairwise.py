@@ -17,6 +17,7 @@ from python_ref import brute
 from python_ref import pairwise as reference
 from tests.backends import (
     BACKENDS,
+    LONG,
     SLOW,
     TOLERANCE,
     assert_close,
@@ -123,6 +124,14 @@ class TestValues:
                 for environment in ({"EMULATED_ORDER": "reversed"}, {"EMULATED_SHARED_BYTES": "24000"}):
                     again = emulation.pairwise(s, c, grad=grad, **environment)
                     assert all(torch.equal(x, y) for x, y in zip(want, again, strict=True))
+
+    @pytest.mark.parametrize("shape", LONG)
+    def test_emulated_cuda_on_long_lines(self, shape):
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            problem = Pairs("ties", (random_pairs(*shape) * 8).round() / 8).to(dtype)
+            grad = upstream(problem.scores)
+            for got, want in zip(pairwise("emulated-cuda", problem, grad), expected(problem, grad), strict=True):
+                assert_close(got, want, TOLERANCE[dtype])
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
     @pytest.mark.parametrize("shape", [(9, 12, 3), (5, 16, 16), (2, 46, 30), (1, 55, 64)])

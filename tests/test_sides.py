@@ -17,6 +17,7 @@ from python_ref import pairwise as pairwise_reference
 from python_ref import sides as reference
 from tests.backends import (
     BACKENDS,
+    LONG,
     SLOW,
     TOLERANCE,
     assert_close,
@@ -201,6 +202,15 @@ class TestValues:
             for environment in ({"EMULATED_ORDER": "reversed"}, {"EMULATED_SHARED_BYTES": "24000"}):
                 again = emulation.sides(*arguments, **environment)
                 assert all(torch.equal(x, y) for x, y in zip(want, again, strict=True))
+
+    @pytest.mark.parametrize("shape", LONG)
+    def test_emulated_cuda_on_long_lines(self, shape):
+        for dtype in (torch.float32, torch.float64):
+            problem = Pairs("ties", (random_pairs(*shape) * 8).round() / 8).to(dtype)
+            grads = upstreams(problem, 1)
+            results, wanted = sides("emulated-cuda", problem, 1, grads), expected(problem, 1, grads)
+            assert_all_close(results[:2], wanted[:2], TOLERANCE[dtype])
+            assert_all_close(results[2:], wanted[2:], TOLERANCE[dtype])
 
     def test_the_docstrings_example(self):
         assert doctest.testmod(sys.modules["loupe_ext.ops.sides"]) == (0, 2)

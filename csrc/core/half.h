@@ -64,4 +64,27 @@ inline void for_dtype(DType dtype, const Work& work) {
   }
 }
 
+// The number at a place of a tensor whose dtype is one of those that are computed in T.
+template <class T>
+LOUPE_INLINE_HD T load_wide(const void* tensor, DType dtype, int64_t at) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    return static_cast<const T*>(tensor)[at];
+  } else {
+    if (dtype == DType::f16) return Storage<Float16>::widen(static_cast<const Float16*>(tensor)[at]);
+    if (dtype == DType::bf16) return Storage<BFloat16>::widen(static_cast<const BFloat16*>(tensor)[at]);
+    return static_cast<const T*>(tensor)[at];
+  }
+}
+
+template <class T>
+LOUPE_INLINE_HD void store_narrow(void* tensor, DType dtype, int64_t at, T x) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    static_cast<T*>(tensor)[at] = x;
+  } else {
+    if (dtype == DType::f16) static_cast<Float16*>(tensor)[at] = Storage<Float16>::narrow(x);
+    else if (dtype == DType::bf16) static_cast<BFloat16*>(tensor)[at] = Storage<BFloat16>::narrow(x);
+    else static_cast<T*>(tensor)[at] = x;
+  }
+}
+
 }  // namespace loupe

@@ -58,6 +58,12 @@ __device__ bool put_finite(T x, T& to) {
   return finite;
 }
 
+// Lines beyond kShort entries have kernels of their own, whose lanes hold more of a line; beyond kMost, a line is in memory.
+constexpr int kShort = 64, kMost = 1024;
+
+// Where place k of a line is in a table: lanes with `items` places each, a power of two, find theirs in different banks.
+__host__ __device__ inline int padded(int k) { return k + k / 32; }
+
 // A problem's lines in one direction: entry e of line l is at [l * line_step + e * entry_step] of the tile's matrices.
 template <class T, class Table>
 struct Lines {
@@ -77,7 +83,7 @@ __device__ void sweep_in_registers(const Lines<T, Table>& lines, const Sweep& sw
     RegisterLine<W, I, T> sorted;
 #pragma unroll
     for (int t = 0; t < I; ++t) {
-      const int k = lane * I + t;
+      const int k = t * W + lane;
       sorted.key[t] = {real && k < lines.n ? lines.scores[lines.at(line, k)] : T(-INFINITY), k};
     }
     sorted.sort(lane);
@@ -85,14 +91,21 @@ __device__ void sweep_in_registers(const Lines<T, Table>& lines, const Sweep& sw
   }
 }
 
-template <class T, class Table, class Sweep>
+template <bool kLong, class T, class Table, class Sweep>
 __device__ void sweep_lines(const Lines<T, Table>& lines, const Sweep& sweep, Key<T>* keys) {
   if (lines.n <= 8) return sweep_in_registers<8, 1>(lines, sweep);
-  if (lines.n <= 16) return sweep_in_registers<16, 1>(lines, sweep);
-  if (lines.n <= 32) return sweep_in_registers<32, 1>(lines, sweep);
+  if constexpr (!kLong) {
+    if (lines.n <= 16) return sweep_in_registers<16, 1>(lines, sweep);
+    if (lines.n <= 32) return sweep_in_registers<32, 1>(lines, sweep);
+    return sweep_in_registers<32, 2>(lines, sweep);
+  }
   if (lines.n <= 64) return sweep_in_registers<32, 2>(lines, sweep);
+  if (lines.n <= 128) return sweep_in_registers<32, 4>(lines, sweep);
+  if (lines.n <= 256) return sweep_in_registers<32, 8>(lines, sweep);
+  if (lines.n <= 512) return sweep_in_registers<32, 16>(lines, sweep);
+  if (lines.n <= kMost) return sweep_in_registers<32, kMost / 32>(lines, sweep);
   const int warp = threadIdx.x / 32, warps = blockDim.x / 32, lane = threadIdx.x % 32;
-  int size = 128;
+  int size = 2 * kMost;
   while (size < lines.n) size *= 2;
   for (int line = warp; line < lines.count; line += warps) {
     MemoryLine<T> sorted{size / 32, keys + warp * size};
@@ -104,28 +117,68 @@ __device__ void sweep_lines(const Lines<T, Table>& lines, const Sweep& sweep, Ke
   }
 }
 
+// Threads of a block with long lines, which leaves each the registers for 32 keys.
+template <class T>
+constexpr int threads_of_long() {
+  return sizeof(T) == sizeof(double) ? 256 : 384;
+}
+// Bounds of a kernel over lines: threads of a block, and blocks that are to be on a multiprocessor at once.
+#define LOUPE_LINE_BOUNDS(T, kLong) __launch_bounds__(kLong ? threads_of_long<T>() : 256, kLong ? 1 : 2)
+
+// Sums of the rows of a matrix, a warp each, and of its columns, of which `partial` takes a number per thread.
+template <class T>
+__device__ void sum_rows(const T* matrix, int M, int N, int stride, T* sums) {
+  const int lane = threadIdx.x % 32;
+  for (int i = threadIdx.x / 32; i < M; i += blockDim.x / 32) {
+    T sum = 0;
+    for (int j = lane; j < N; j += 32) sum += matrix[i * stride + j];
+    sum = warp_sum(sum);
+    if (lane == 0) sums[i] = sum;
+  }
+}
+template <class T>
+__device__ void sum_columns(const T* matrix, int M, int N, int stride, T* sums, T* partial) {
+  const int threads = blockDim.x, thread = threadIdx.x, parts = threads > N ? threads / N : 1;
+  for (int first = 0; first < N; first += threads) {
+    const int columns = N - first < threads ? N - first : threads, j = thread % columns, part = thread / columns;
+    if (part < parts) {
+      T sum = 0;
+      for (int i = part; i < M; i += parts) sum += matrix[i * stride + first + j];
+      partial[part * columns + j] = sum;
+    }
+    __syncthreads();
+    if (thread < columns) {
+      T sum = 0;
+      for (int p = 0; p < parts; ++p) sum += partial[p * columns + thread];
+      sums[first + thread] = sum;
+    }
+    __syncthreads();
+  }
+}
+
 // Where a block keeps its problem: tables and what belongs to lines in shared memory, matrices there or in scratch.
 struct Layout {
   int stride, entries;       // of a matrix
   int table;                 // entries of a table's array
   int keys;                  // of a warp, for lines too long for registers
   int warps;
-  bool in_shared;
+  bool is_long, in_shared;
   int64_t matrix_bytes, shared_bytes;
 
   template <class T>
-  static Layout of(const PairwiseCall& call, int arrays, int matrices, int64_t more_entries) {
+  static Layout of(const PairwiseCall& call, int arrays, int matrices, int64_t more_entries, int per_thread = 0) {
     Layout x{};
     const int M = int(call.M), N = int(call.N), longest = M > N ? M : N;
     x.stride = N | 1;  // odd: the lanes of a warp that walk down a column hit different banks
     x.entries = M * x.stride;
-    x.table = longest;
-    if (longest > 64)
-      for (x.keys = 128; x.keys < longest;) x.keys *= 2;
+    x.table = padded(longest);
+    x.is_long = longest > kShort;
+    if (longest > kMost)
+      for (x.keys = 2 * kMost; x.keys < longest;) x.keys *= 2;
     x.matrix_bytes = ((int64_t(x.entries) * matrices + more_entries) * sizeof(T) + 15) / 16 * 16;
-    const int64_t tables = arrays * int64_t(x.table) * sizeof(T) + 64;
+    x.warps = x.is_long ? threads_of_long<T>() / 32 : longest > 16 ? 8 : 4;
+    const int64_t tables = (arrays * int64_t(x.table) + 32 * x.warps * per_thread) * sizeof(T) + 64;
     const int64_t most = max_shared_bytes() - 1024;  // the driver keeps some
-    x.warps = longest > 64 ? 16 : longest > 16 ? 8 : 4;
     while (x.warps > 1 && tables + x.warps * x.keys * int64_t(sizeof(Key<T>)) > most) x.warps /= 2;
     x.shared_bytes = tables + x.warps * x.keys * int64_t(sizeof(Key<T>));
     if (x.shared_bytes > most)

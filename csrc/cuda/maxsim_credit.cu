@@ -14,17 +14,19 @@ struct ForwardSweep {
 
   template <class Line>
   __device__ void operator()(const Line& sorted, const Lines<T, T>& columns, int column, int lane, bool real) const {
-    const int first = lane * sorted.items;
+    const int first = lane * sorted.items, place = padded(first);
     const T next = __shfl_down_sync(kWarp, sorted.get(0).x, 1, Line::width);
     T credit = 0;
+#pragma unroll 1
     for (int pass = 0; pass < 2; ++pass) {  // of this lane's steps; then, on top of the lanes' after it, every entry's
       if (pass == 1) credit = sum_of_lanes_after<Line::width>(credit, lane);
       T below = next;
+#pragma unroll
       for (int t = sorted.items - 1; t >= 0; --t) {
         const int k = first + t;
         const Key<T> key = sorted.get(t);
         if (k < columns.n) {
-          credit += (k == columns.n - 1 ? key.x : key.x - below) * columns.table[k];
+          credit += (k == columns.n - 1 ? key.x : key.x - below) * columns.table[place + padded(t)];
           if (pass == 1 && real) out[columns.at(column, key.at)] = credit;
         }
         below = key.x;
@@ -42,23 +44,28 @@ struct BackwardSweep {
   __device__ void operator()(const Line& sorted, const Lines<T, T>& columns, int column, int lane, bool real) const {
     const int first = lane * sorted.items;
     T above = 0;
+#pragma unroll 1
     for (int pass = 0; pass < 2; ++pass) {
       if (pass == 1) above = sum_of_lanes_before<Line::width>(above, lane);
+#pragma unroll
       for (int t = 0; t < sorted.items; ++t) {
         const int k = first + t;
         if (!real || k >= columns.n) continue;
         T& here = grad[columns.at(column, sorted.get(t).at)];
         const T g = here;
-        if (pass == 1) here = g * columns.table[k] - above * (k > 0 ? columns.table[k - 1] - columns.table[k] : T(0));
+        if (pass == 1) {
+          const T share = columns.table[padded(k)];
+          here = g * share - above * (k > 0 ? columns.table[padded(k - 1)] - share : T(0));
+        }
         above += g;
       }
     }
   }
 };
 
-template <class In, bool backward>
-__global__ void credit_kernel(PairwiseCall call, Layout layout, const In* grad, In* out, unsigned char* scratch) {
-  typedef typename Storage<In>::Compute T;
+template <class T, bool kLong, bool backward>
+__global__ void LOUPE_LINE_BOUNDS(T, kLong)
+    credit_kernel(PairwiseCall call, Layout layout, const void* grad, void* out, unsigned char* scratch) {
   LOUPE_DYNAMIC_SHARED(shared);
   unsigned char* memory = shared;
   Key<T>* keys = take<Key<T>>(memory, int64_t(layout.warps) * layout.keys);
@@ -68,7 +75,7 @@ __global__ void credit_kernel(PairwiseCall call, Layout layout, const In* grad, 
   T* result = backward ? s + layout.entries : s;
   const int threads = blockDim.x, thread = threadIdx.x;
   const int64_t area = call.M * call.N;
-  for (int k = thread; k < call.M; k += threads) shares[k] = T(credit_share(k + 1, call.p));
+  for (int k = thread; k < call.M; k += threads) shares[padded(k)] = T(credit_share(k + 1, call.p));
 
   for (int64_t b = blockIdx.x; b < call.B; b += gridDim.x) {
     const int64_t rows = call.region_lengths ? call.region_lengths[b] : call.M;
@@ -81,21 +88,21 @@ __global__ void credit_kernel(PairwiseCall call, Layout layout, const In* grad, 
     for (int e = thread; e < M * N; e += threads) {
       const int i = e / N, j = e % N, to = i * layout.stride + j;
       const int64_t from = b * area + i * call.N + j;
-      ok = put_finite(T(Storage<In>::widen(static_cast<const In*>(call.scores)[from])), s[to]) && ok;
-      if (backward) result[to] = Storage<In>::widen(grad[from]);
+      ok = put_finite(load_wide<T>(call.scores, call.dtype, from), s[to]) && ok;
+      if (backward) result[to] = load_wide<T>(grad, call.dtype, from);
     }
     if (!ok) finite = 0;
     __syncthreads();
     const Lines<T, T> columns{N, M, 1, layout.stride, s, shares};
-    if constexpr (backward) sweep_lines(columns, BackwardSweep<T>{result}, keys);
-    else sweep_lines(columns, ForwardSweep<T>{result}, keys);
+    if constexpr (backward) sweep_lines<kLong>(columns, BackwardSweep<T>{result}, keys);
+    else sweep_lines<kLong>(columns, ForwardSweep<T>{result}, keys);
     __syncthreads();
     for (int64_t e = thread; e < area; e += threads) {
       const int i = int(e / call.N), j = int(e % call.N);
       const bool inside = i < M && j < N;
       T x = inside ? result[i * layout.stride + j] : T(0);
       if (!valid || (inside && !finite)) x = T(NAN);
-      out[b * area + e] = Storage<In>::narrow(x);
+      store_narrow(out, call.dtype, b * area + e, x);
     }
     __syncthreads();
   }
@@ -106,16 +113,22 @@ Layout layout_of(const PairwiseCall& call, bool backward) {
   return Layout::of<T>(call, 1, backward ? 2 : 1, 0);
 }
 
+template <class T, bool backward>
+void launch_of(const PairwiseCall& call, const void* grad, void* out, void* scratch, void* stream) {
+  const Layout layout = layout_of<T>(call, backward);
+  const auto launch = [&](auto kernel) {
+    LOUPE_LAUNCH(kernel, unsigned(layout.blocks(call.B)), unsigned(32 * layout.warps), layout.shared_bytes, stream, call,
+                 layout, grad, out, static_cast<unsigned char*>(scratch));
+  };
+  if (layout.is_long) launch(credit_kernel<T, true, backward>);
+  else launch(credit_kernel<T, false, backward>);
+}
+
 template <bool backward>
 void launch(const PairwiseCall& call, const void* grad, void* out, void* scratch, void* stream) {
   if (call.B == 0 || call.M == 0 || call.N == 0) return;
-  for_dtype(call.dtype, [&](auto type) {
-    typedef decltype(type) In;
-    const Layout layout = layout_of<typename Storage<In>::Compute>(call, backward);
-    LOUPE_LAUNCH((credit_kernel<In, backward>), unsigned(layout.blocks(call.B)), unsigned(32 * layout.warps),
-                 layout.shared_bytes, stream, call, layout, static_cast<const In*>(grad), static_cast<In*>(out),
-                 static_cast<unsigned char*>(scratch));
-  });
+  if (call.dtype == DType::f64) launch_of<double, backward>(call, grad, out, scratch, stream);
+  else launch_of<float, backward>(call, grad, out, scratch, stream);
 }
 
 }  // namespace

@@ -41,10 +41,11 @@ __device__ void prepare(LineTable<T>& table, T* arrays, int size, int lines, int
     }
     const double w_after = __shfl_down_sync(kWarp, w_here, 1, 32), v_after = __shfl_down_sync(kWarp, v_here, 1, 32);
     if (k < n) {
-      ws[k] = T(w);
-      vs[k] = T(v);
-      w_below[k] = T(w_carry + (lane < 31 ? w_after : 0));
-      v_below[k] = T(v_carry + (lane < 31 ? v_after : 0));
+      const int place = padded(k);
+      ws[place] = T(w);
+      vs[place] = T(v);
+      w_below[place] = T(w_carry + (lane < 31 ? w_after : 0));
+      v_below[place] = T(v_carry + (lane < 31 ? v_after : 0));
     }
     w_carry += __shfl_sync(kWarp, w_here, 0, 32);
     v_carry += __shfl_sync(kWarp, v_here, 0, 32);
@@ -60,21 +61,23 @@ struct ForwardSweep {
   __device__ void operator()(const Line& sorted, const Lines<T, LineTable<T>>& lines, int line, int lane,
                              bool real) const {
     const LineTable<T>& table = *lines.table;
-    const int first = lane * sorted.items;
+    const int first = lane * sorted.items, place = padded(first);
     const T next = __shfl_down_sync(kWarp, sorted.get(0).x, 1, Line::width);
     T f_below = 0, g_below = 0;
+#pragma unroll 1
     for (int pass = 0; pass < 2; ++pass) {  // sums of this lane's places; then, on top of the lanes' after it, every place's
       if (pass == 1) {
         f_below = sum_of_lanes_after<Line::width>(f_below, lane);
         g_below = sum_of_lanes_after<Line::width>(g_below, lane);
       }
       T x_below = next;
+#pragma unroll
       for (int t = sorted.items - 1; t >= 0; --t) {
         const int k = first + t;
         const Key<T> key = sorted.get(t);
         if (k < lines.n - 1) {
-          f_below += (key.x - x_below) * table.w_below[k];
-          g_below += (key.x - x_below) * table.v_below[k];
+          f_below += (key.x - x_below) * table.w_below[place + padded(t)];
+          g_below += (key.x - x_below) * table.v_below[place + padded(t)];
         }
         x_below = key.x;
         if (pass == 1 && real && k < lines.n) {
@@ -98,21 +101,23 @@ struct BackwardSweep {
   __device__ void operator()(const Line& sorted, const Lines<T, LineTable<T>>& lines, int line, int lane,
                              bool real) const {
     const LineTable<T>& table = *lines.table;
-    const int first = lane * sorted.items;
+    const int first = lane * sorted.items, place = padded(first);
     T f_above = 0, g_above = 0;
+#pragma unroll 1
     for (int pass = 0; pass < 2; ++pass) {
       if (pass == 1) {
         f_above = sum_of_lanes_before<Line::width>(f_above, lane);
         g_above = sum_of_lanes_before<Line::width>(g_above, lane);
       }
+#pragma unroll
       for (int t = 0; t < sorted.items; ++t) {
-        const int k = first + t;
+        const int k = first + t, at = place + padded(t);
         if (!real || k >= lines.n) continue;
         const int entry = sorted.get(t).at, e = lines.at(line, entry);
         const T f = grad[e], g = f - totals[entry];
         if (pass == 1)
-          out[e] += f * (table.a + table.w_below[k]) + g * (table.b + table.v_below[k]) -
-                    (f_above * table.w[k] + g_above * table.v[k]);
+          out[e] += f * (table.a + table.w_below[at]) + g * (table.b + table.v_below[at]) -
+                    (f_above * table.w[at] + g_above * table.v[at]);
         f_above += f;
         g_above += g;
       }
@@ -120,10 +125,9 @@ struct BackwardSweep {
   }
 };
 
-template <class In, bool backward>
-__global__ void pairwise_kernel(PairwiseCall call, Layout layout, const In* grad, In* out, In* out_cols,
-                                unsigned char* scratch) {
-  typedef typename Storage<In>::Compute T;
+template <class T, bool kLong, bool backward>
+__global__ void LOUPE_LINE_BOUNDS(T, kLong)
+    pairwise_kernel(PairwiseCall call, Layout layout, const void* grad, void* out, void* out_cols, unsigned char* scratch) {
   LOUPE_DYNAMIC_SHARED(shared);
   unsigned char* memory = shared;
   Key<T>* keys = take<Key<T>>(memory, int64_t(layout.warps) * layout.keys);
@@ -132,6 +136,7 @@ __global__ void pairwise_kernel(PairwiseCall call, Layout layout, const In* grad
   T* arrays = take<T>(memory, 8 * int64_t(layout.table));
   T* totals = take<T>(memory, layout.table);
   T* along = take<T>(memory, layout.table);
+  T* partial = take<T>(memory, blockDim.x);
   unsigned char* tile = layout.in_shared ? memory : scratch + blockIdx.x * layout.matrix_bytes;
   T* s = reinterpret_cast<T*>(tile);
   T* f = s + layout.entries;
@@ -147,8 +152,6 @@ __global__ void pairwise_kernel(PairwiseCall call, Layout layout, const In* grad
     const int64_t cols = call.phrase_lengths ? call.phrase_lengths[b] : call.N;
     const bool valid = rows >= 0 && rows <= call.M && cols >= 0 && cols <= call.N;
     const int M = valid ? int(rows) : 0, N = valid ? int(cols) : 0;
-    const In* scores = static_cast<const In*>(call.scores) + b * area;
-    const In* col_scores = static_cast<const In*>(call.col_scores) + b * area;
     if (thread == 0) finite = 1;
     __syncthreads();
     if (M > 0 && N > 0) {
@@ -162,54 +165,51 @@ __global__ void pairwise_kernel(PairwiseCall call, Layout layout, const In* grad
       bool ok = true;
       for (int e = thread; e < M * N; e += threads) {
         const int i = e / N, j = e % N, to = i * layout.stride + j;
-        ok = put_finite(T(Storage<In>::widen(scores[i * call.N + j])), s[to]) && ok;
-        if (call.col_scores) ok = put_finite(T(Storage<In>::widen(col_scores[i * call.N + j])), c[to]) && ok;
+        const int64_t from = b * area + i * call.N + j;
+        ok = put_finite(load_wide<T>(call.scores, call.dtype, from), s[to]) && ok;
+        if (call.col_scores) ok = put_finite(load_wide<T>(call.col_scores, call.dtype, from), c[to]) && ok;
         f[to] = 0;
-        g[to] = backward ? T(Storage<In>::widen(grad[b * area + i * call.N + j])) : T(0);
+        g[to] = backward ? load_wide<T>(grad, call.dtype, from) : T(0);
       }
       if (!ok) finite = 0;
       __syncthreads();
       const Lines<T, LineTable<T>> by_row{M, N, layout.stride, 1, s, &row_table};
       const Lines<T, LineTable<T>> by_col{N, M, 1, layout.stride, c, &col_table};
-      if (!backward && call.has_rows()) sweep_lines(by_row, ForwardSweep<T>{f, g}, keys);
-      __syncthreads();
-      for (int j = thread; j < N; j += threads) {  // forward: of the rows' G; backward: of the gradient
-        T sum = 0;
-        for (int i = 0; i < M; ++i) sum += g[i * layout.stride + j];
-        totals[j] = sum;
-      }
-      __syncthreads();
-      if (!backward) sweep_lines(by_col, ForwardSweep<T>{f, g}, keys);
-      __syncthreads();
-      for (int i = thread; i < M; i += threads) {
-        T sum = 0;
-        for (int j = 0; j < N; ++j) sum += g[i * layout.stride + j];
-        along[i] = sum;
-      }
-      __syncthreads();
       if (backward) {
-        if (call.has_rows()) sweep_lines(by_row, BackwardSweep<T>{g, totals, f}, keys);
+        sum_columns(g, M, N, layout.stride, totals, partial);
+        sum_rows(g, M, N, layout.stride, along);
         __syncthreads();
-        if (out_cols)
+      }
+#pragma unroll 1
+      for (int side = 0; side < 2; ++side) {  // the rows, then the columns
+        const Lines<T, LineTable<T>> lines = side == 0 ? by_row : by_col;
+        if (side == 1 || call.has_rows()) {
+          if constexpr (backward) sweep_lines<kLong>(lines, BackwardSweep<T>{g, side == 0 ? totals : along, f}, keys);
+          else sweep_lines<kLong>(lines, ForwardSweep<T>{f, g}, keys);
+        }
+        __syncthreads();
+        if (!backward) {  // of G, by the other side's lines
+          if (side == 0) sum_columns(g, M, N, layout.stride, totals, partial);
+          else sum_rows(g, M, N, layout.stride, along);
+        } else if (side == 0 && out_cols) {
           for (int e = thread; e < M * N; e += threads) {
             const int i = e / N, j = e % N, at = i * layout.stride + j;
-            out[b * area + i * call.N + j] = Storage<In>::narrow(finite ? f[at] : nan);
+            store_narrow(out, call.dtype, b * area + i * call.N + j, finite ? f[at] : nan);
             f[at] = 0;
           }
-        __syncthreads();
-        sweep_lines(by_col, BackwardSweep<T>{g, along, f}, keys);
+        }
         __syncthreads();
       }
     }
-    In* last = backward && out_cols ? out_cols : out;
+    void* last = backward && out_cols ? out_cols : out;
     for (int e = thread; e < area; e += threads) {
       const int i = int(e / call.N), j = int(e % call.N), at = i * layout.stride + j;
       const bool inside = i < M && j < N;
       T x = inside ? f[at] : T(0);
       if (inside && !backward) x -= totals[j] + along[i];
       if (!valid || (inside && !finite)) x = nan;
-      last[b * area + e] = Storage<In>::narrow(x);
-      if (last != out && !inside) out[b * area + e] = Storage<In>::narrow(x);
+      store_narrow(last, call.dtype, b * area + e, x);
+      if (last != out && !inside) store_narrow(out, call.dtype, b * area + e, x);
     }
     __syncthreads();
   }
@@ -217,22 +217,32 @@ __global__ void pairwise_kernel(PairwiseCall call, Layout layout, const In* grad
 
 template <class T>
 Layout layout_of(const PairwiseCall& call) {
-  return Layout::of<T>(call, 10, call.col_scores ? 4 : 3, 0);
+  return Layout::of<T>(call, 10, call.col_scores ? 4 : 3, 0, 1);
+}
+
+template <class T, bool kLong, bool backward>
+void launch_in_blocks(const PairwiseCall& call, const Layout& layout, const void* grad, void* out, void* out_cols,
+                      void* scratch, void* stream) {
+  LOUPE_LAUNCH((pairwise_kernel<T, kLong, backward>), unsigned(layout.blocks(call.B)), unsigned(32 * layout.warps),
+               layout.shared_bytes, stream, call, layout, grad, out, out_cols, static_cast<unsigned char*>(scratch));
 }
 
 template <bool backward>
 void launch(const PairwiseCall& call, const void* grad, void* out, void* out_cols, void* scratch, void* stream) {
   if (call.B == 0 || call.M == 0 || call.N == 0) return;
-  for_dtype(call.dtype, [&](auto type) {
-    typedef decltype(type) In;
-    if constexpr (sizeof(In) < sizeof(double)) {
-      if (ShortLayout::fits(call)) return launch_short<In, backward>(call, grad, out, out_cols, stream);
-    }
-    const Layout layout = layout_of<typename Storage<In>::Compute>(call);
-    LOUPE_LAUNCH((pairwise_kernel<In, backward>), unsigned(layout.blocks(call.B)), unsigned(32 * layout.warps),
-                 layout.shared_bytes, stream, call, layout, static_cast<const In*>(grad), static_cast<In*>(out),
-                 static_cast<In*>(out_cols), static_cast<unsigned char*>(scratch));
-  });
+  if (ShortLayout::fits(call)) {
+    for_dtype(call.dtype, [&](auto type) {
+      typedef decltype(type) In;
+      if constexpr (sizeof(In) < sizeof(double))
+        launch_short<In, backward>(call, grad, out, out_cols, stream);
+    });
+  } else if (call.dtype != DType::f64) {
+    launch_in_blocks<float, true, backward>(call, layout_of<float>(call), grad, out, out_cols, scratch, stream);
+  } else {
+    const Layout layout = layout_of<double>(call);
+    if (layout.is_long) launch_in_blocks<double, true, backward>(call, layout, grad, out, out_cols, scratch, stream);
+    else launch_in_blocks<double, false, backward>(call, layout, grad, out, out_cols, scratch, stream);
+  }
 }
 
 }  // namespace

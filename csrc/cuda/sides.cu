@@ -45,10 +45,11 @@ __device__ void prepare(SideTable<T>& table, T* arrays, int size, int lines, int
       }
     }
     if (k < n) {
-      slope[k] = T(slope_of(k));
-      step[k] = k > 0 ? T(slope_of(k - 1) - slope_of(k)) : T(0);
-      own[k] = T(share * (order == 1 ? line.w(r) + line.v(r) : c_carry + c + d_carry + d));
-      other[k] = T(share * (order == 1 ? line.v(r) : d_carry + d));
+      const int place = padded(k);
+      slope[place] = T(slope_of(k));
+      step[place] = k > 0 ? T(slope_of(k - 1) - slope_of(k)) : T(0);
+      own[place] = T(share * (order == 1 ? line.w(r) + line.v(r) : c_carry + c + d_carry + d));
+      other[place] = T(share * (order == 1 ? line.v(r) : d_carry + d));
     }
     c_carry += __shfl_sync(kWarp, c, 0, 32);
     d_carry += __shfl_sync(kWarp, d, 0, 32);
@@ -62,20 +63,22 @@ struct ForwardSweep {
   template <class Line>
   __device__ void operator()(const Line& sorted, const Lines<T, SideTable<T>>& lines, int line, int lane, bool real) const {
     const SideTable<T>& table = *lines.table;
-    const int first = lane * sorted.items;
+    const int first = lane * sorted.items, place = padded(first);
     const T next = __shfl_down_sync(kWarp, sorted.get(0).x, 1, Line::width);
     T height = 0, own_sum = 0, other_sum = 0;
+#pragma unroll 1
     for (int pass = 0; pass < 2; ++pass) {  // the rise over this lane's places; then, on top of the lanes' after it, H
       if (pass == 1) height = sum_of_lanes_after<Line::width>(height, lane);
       T x_below = next;
+#pragma unroll
       for (int t = sorted.items - 1; t >= 0; --t) {
-        const int k = first + t;
+        const int k = first + t, at = place + padded(t);
         const Key<T> key = sorted.get(t);
         if (k < lines.n) {
-          height += (k == lines.n - 1 ? key.x : key.x - x_below) * table.slope[k];
+          height += (k == lines.n - 1 ? key.x : key.x - x_below) * table.slope[at];
           if (pass == 0) {
-            own_sum += key.x * table.own[k];
-            other_sum += key.x * table.other[k];
+            own_sum += key.x * table.own[at];
+            other_sum += key.x * table.other[at];
           } else if (real) {
             hinge[lines.at(line, key.at)] = height;
           }
@@ -105,17 +108,19 @@ struct BackwardSweep {
   template <class Line>
   __device__ void operator()(const Line& sorted, const Lines<T, SideTable<T>>& lines, int line, int lane, bool real) const {
     const SideTable<T>& table = *lines.table;
-    const int first = lane * sorted.items;
+    const int first = lane * sorted.items, place = padded(first);
     T above = 0;
+#pragma unroll 1
     for (int pass = 0; pass < 2; ++pass) {
       if (pass == 1) above = sum_of_lanes_before<Line::width>(above, lane);
+#pragma unroll
       for (int t = 0; t < sorted.items; ++t) {
-        const int k = first + t;
+        const int k = first + t, at = place + padded(t);
         if (!real || k >= lines.n) continue;
         const int e = lines.at(line, sorted.get(t).at);
         const T f = part[e];
         if (pass == 1)
-          out[e] += f * table.slope[k] - above * table.step[k] + own[line] * table.own[k] + shared * table.other[k];
+          out[e] += f * table.slope[at] - above * table.step[at] + own[line] * table.own[at] + shared * table.other[at];
         above += f;
       }
     }
@@ -157,27 +162,27 @@ struct Side {
   }
 };
 
-template <class T, class Out>
-__device__ void write_side(const Side<T>& side, int order, bool valid, bool finite, Out* out) {
+template <class T>
+__device__ void write_side(const Side<T>& side, int order, bool valid, bool finite, void* out, DType dtype, int64_t before) {
   const int64_t all = order == 1 ? side.ld : int64_t(side.ld) * side.ld;
   const T shared = sum_of(side.other, side.n);
   for (int64_t e = threadIdx.x; e < all; e += blockDim.x) {
     const bool inside = e % side.ld < side.n && e / side.ld < side.n;
     T x = inside ? side.result(order, e, shared) : T(0);
     if (!valid || (inside && !finite)) x = T(NAN);
-    out[e] = Storage<Out>::narrow(x);
+    store_narrow(out, dtype, before + e, x);
   }
 }
 
 // What reaches the lines of a side (`own`), from the gradients of its values or pairs; for pairs also the square of both
 // gradients of each.
-template <class T, class In>
-__device__ void load_grad(const In* grad, int order, int n, int ld, T* square, T* own) {
+template <class T>
+__device__ void load_grad(const void* grad, DType dtype, int64_t before, int order, int n, int ld, T* square, T* own) {
   const int threads = blockDim.x, thread = threadIdx.x;
-  for (int k = thread; order == 1 && k < n; k += threads) own[k] = Storage<In>::widen(grad[k]);
+  for (int k = thread; order == 1 && k < n; k += threads) own[k] = load_wide<T>(grad, dtype, before + k);
   for (int e = thread; order == 2 && e < n * n; e += threads) {
     const int64_t k = e / n, l = e % n;
-    const T both = Storage<In>::widen(grad[k * ld + l]) + Storage<In>::widen(grad[l * ld + k]);
+    const T both = load_wide<T>(grad, dtype, before + k * ld + l) + load_wide<T>(grad, dtype, before + l * ld + k);
     square[k * (n | 1) + l] = k == l ? T(0) : both;
   }
   __syncthreads();
@@ -202,15 +207,13 @@ __device__ void collect(const Lines<T, Table>& lines, int order, const T* square
   __syncthreads();
 }
 
-template <class In>
-struct Results {  // or their gradients
-  In *regions, *phrases;
+struct Results {  // or, for backward, their gradients, which are read
+  void *regions, *phrases;
 };
 
-template <class In, bool backward>
-__global__ void sides_kernel(PairwiseCall call, int order, Layout layout, Results<const In> grads, Results<In> results,
-                             In* out, In* out_cols, unsigned char* scratch) {
-  typedef typename Storage<In>::Compute T;
+template <class T, bool kLong, bool backward>
+__global__ void LOUPE_LINE_BOUNDS(T, kLong)
+    sides_kernel(PairwiseCall call, int order, Layout layout, Results results, void* out, void* out_cols, unsigned char* scratch) {
   LOUPE_DYNAMIC_SHARED(shared);
   unsigned char* memory = shared;
   Key<T>* keys = take<Key<T>>(memory, int64_t(layout.warps) * layout.keys);
@@ -235,8 +238,6 @@ __global__ void sides_kernel(PairwiseCall call, int order, Layout layout, Result
     const int64_t cols = call.phrase_lengths ? call.phrase_lengths[b] : call.N;
     const bool valid = rows >= 0 && rows <= call.M && cols >= 0 && cols <= call.N, any = valid && rows > 0 && cols > 0;
     const int M = any ? int(rows) : 0, N = any ? int(cols) : 0;
-    const In* scores = static_cast<const In*>(call.scores) + b * area;
-    const In* col_scores = static_cast<const In*>(call.col_scores) + b * area;
     if (thread == 0) finite = 1;
     __syncthreads();
     if (any && (M != M_of_table || N != N_of_table)) {
@@ -249,8 +250,9 @@ __global__ void sides_kernel(PairwiseCall call, int order, Layout layout, Result
     bool ok = true;
     for (int e = thread; e < M * N; e += threads) {
       const int i = e / N, j = e % N, to = i * layout.stride + j;
-      ok = put_finite(T(Storage<In>::widen(scores[i * call.N + j])), s[to]) && ok;
-      if (call.col_scores) ok = put_finite(T(Storage<In>::widen(col_scores[i * call.N + j])), c[to]) && ok;
+      const int64_t from = b * area + i * call.N + j;
+      ok = put_finite(load_wide<T>(call.scores, call.dtype, from), s[to]) && ok;
+      if (call.col_scores) ok = put_finite(load_wide<T>(call.col_scores, call.dtype, from), c[to]) && ok;
       if (backward) g[to] = 0;
     }
     for (int i = thread; i < M; i += threads) row_own[i] = row_other[i] = 0;  // MaxSim has no rows
@@ -258,37 +260,42 @@ __global__ void sides_kernel(PairwiseCall call, int order, Layout layout, Result
     __syncthreads();
     const Lines<T, SideTable<T>> by_row{M, N, layout.stride, 1, s, &row_table};
     const Lines<T, SideTable<T>> by_col{N, M, 1, layout.stride, c, &col_table};
-    if (!backward) {
-      if (call.has_rows()) sweep_lines(by_row, ForwardSweep<T>{f, row_own, row_other}, keys);
-      sweep_lines(by_col, ForwardSweep<T>{g, col_own, col_other}, keys);
+    if constexpr (!backward) {
+#pragma unroll 1
+      for (int side = call.has_rows() ? 0 : 1; side < 2; ++side) {
+        const ForwardSweep<T> sweep = side == 0 ? ForwardSweep<T>{f, row_own, row_other} : ForwardSweep<T>{g, col_own, col_other};
+        sweep_lines<kLong>(side == 0 ? by_row : by_col, sweep, keys);
+      }
       __syncthreads();
       const Side<T> regions{M, int(call.M), N, 1, layout.stride, g, row_own, row_other};
       const Side<T> phrases{N, int(call.N), call.has_rows() ? M : 0, layout.stride, 1, f, col_own, col_other};
-      write_side(regions, order, valid, finite, results.regions + b * region_area);
-      write_side(phrases, order, valid, finite, results.phrases + b * phrase_area);
+      write_side(regions, order, valid, finite, results.regions, call.dtype, b * region_area);
+      write_side(phrases, order, valid, finite, results.phrases, call.dtype, b * phrase_area);
     } else {
       const T every = order == 1 ? 1 : T(0.5);
-      load_grad(grads.phrases + b * phrase_area, order, N, int(call.N), square, col_own);
+      load_grad(results.phrases, call.dtype, b * phrase_area, order, N, int(call.N), square, col_own);
       if (call.has_rows()) collect(by_row, order, square, col_own, f);
-      load_grad(grads.regions + b * region_area, order, M, int(call.M), square, row_own);
-      if (call.has_rows()) sweep_lines(by_row, BackwardSweep<T>{f, row_own, -every * sum_of(row_own, M), g}, keys);
-      __syncthreads();
-      const auto write = [&](In* to) {
+      load_grad(results.regions, call.dtype, b * region_area, order, M, int(call.M), square, row_own);
+#pragma unroll 1
+      for (int side = 0; side < 2; ++side) {
+        const Lines<T, SideTable<T>> lines = side == 0 ? by_row : by_col;
+        const T* own = side == 0 ? row_own : col_own;
+        if (side == 1) collect(by_col, order, square, row_own, f);
+        if (side == 1 || call.has_rows())
+          sweep_lines<kLong>(lines, BackwardSweep<T>{f, own, -every * sum_of(own, lines.count), g}, keys);
+        __syncthreads();
+        if (side == 0 && !out_cols) continue;  // both gradients are of the same scores
+        void* to = side == 1 && out_cols ? out_cols : out;
         for (int64_t e = thread; e < area; e += threads) {
           const int i = int(e / call.N), j = int(e % call.N), at = i * layout.stride + j;
           const bool inside = i < M && j < N;
           T x = inside ? g[at] : T(0);
           if (!valid || (inside && !finite)) x = T(NAN);
-          to[b * area + e] = Storage<In>::narrow(x);
+          store_narrow(to, call.dtype, b * area + e, x);
           if (inside) g[at] = 0;
         }
         __syncthreads();
-      };
-      if (out_cols) write(out);
-      collect(by_col, order, square, row_own, f);
-      sweep_lines(by_col, BackwardSweep<T>{f, col_own, -every * sum_of(col_own, N), g}, keys);
-      __syncthreads();
-      write(out_cols ? out_cols : out);
+      }
     }
     __syncthreads();
   }
@@ -300,19 +307,24 @@ Layout layout_of(const PairwiseCall& call, int order, bool backward) {
   return Layout::of<T>(call, 12, call.col_scores ? 4 : 3, order == 2 && backward ? longest * (longest | 1) : 0);
 }
 
+template <class T, bool backward>
+void launch_of(const PairwiseCall& call, int order, const Results& results, void* out, void* out_cols, void* scratch,
+               void* stream) {
+  const Layout layout = layout_of<T>(call, order, backward);
+  const auto launch = [&](auto kernel) {
+    LOUPE_LAUNCH(kernel, unsigned(layout.blocks(call.B)), unsigned(32 * layout.warps), layout.shared_bytes, stream, call,
+                 order, layout, results, out, out_cols, static_cast<unsigned char*>(scratch));
+  };
+  if (layout.is_long) launch(sides_kernel<T, true, backward>);
+  else launch(sides_kernel<T, false, backward>);
+}
+
 template <bool backward>
-void launch(const PairwiseCall& call, int order, const void* grad_regions, const void* grad_phrases, void* regions,
-            void* phrases, void* out, void* out_cols, void* scratch, void* stream) {
+void launch(const PairwiseCall& call, int order, const Results& results, void* out, void* out_cols, void* scratch,
+            void* stream) {
   if (call.B == 0 || call.M == 0 || call.N == 0) return;
-  for_dtype(call.dtype, [&](auto type) {
-    typedef decltype(type) In;
-    const Layout layout = layout_of<typename Storage<In>::Compute>(call, order, backward);
-    const Results<const In> grads{static_cast<const In*>(grad_regions), static_cast<const In*>(grad_phrases)};
-    const Results<In> results{static_cast<In*>(regions), static_cast<In*>(phrases)};
-    LOUPE_LAUNCH((sides_kernel<In, backward>), unsigned(layout.blocks(call.B)), unsigned(32 * layout.warps),
-                 layout.shared_bytes, stream, call, order, layout, grads, results, static_cast<In*>(out),
-                 static_cast<In*>(out_cols), static_cast<unsigned char*>(scratch));
-  });
+  if (call.dtype == DType::f64) launch_of<double, backward>(call, order, results, out, out_cols, scratch, stream);
+  else launch_of<float, backward>(call, order, results, out, out_cols, scratch, stream);
 }
 
 }  // namespace
@@ -325,12 +337,13 @@ int64_t sides_scratch_bytes_cuda(const PairwiseCall& call, int order, bool backw
 }
 
 void sides_forward_cuda(const PairwiseCall& call, int order, void* regions, void* phrases, void* scratch, void* stream) {
-  launch<false>(call, order, nullptr, nullptr, regions, phrases, nullptr, nullptr, scratch, stream);
+  launch<false>(call, order, {regions, phrases}, nullptr, nullptr, scratch, stream);
 }
 
 void sides_backward_cuda(const PairwiseCall& call, int order, const void* grad_regions, const void* grad_phrases,
                          void* grad_scores, void* grad_col_scores, void* scratch, void* stream) {
-  launch<true>(call, order, grad_regions, grad_phrases, nullptr, nullptr, grad_scores, grad_col_scores, scratch, stream);
+  launch<true>(call, order, {const_cast<void*>(grad_regions), const_cast<void*>(grad_phrases)}, grad_scores, grad_col_scores,
+               scratch, stream);
 }
 
 }  // namespace loupe

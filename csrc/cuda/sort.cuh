@@ -18,7 +18,9 @@ __device__ bool above(const Key<T>& a, const Key<T>& b) {
 
 constexpr unsigned kWarp = 0xffffffffu;
 
-// `width` lanes hold a line of up to width * I keys in registers (32 / width lines a warp); a bitonic sort by shuffles.
+// `width` lanes hold a line of up to width * I keys in registers (32 / width lines per warp). Every lane sorts its own, then
+// lanes are merged in pairs, fours, and so on: a bitonic merge whose first step is against the mirrored place, so that all
+// keys are in descending order throughout, and no comparison has a direction.
 template <int W, int I, class T>
 struct RegisterLine {
   static constexpr int width = W;
@@ -29,35 +31,56 @@ struct RegisterLine {
 
   __device__ void sort(int lane) {
 #pragma unroll
-    for (int size = 2; size <= W * I; size *= 2)
+    for (int size = 2; size <= I; size *= 2) {
 #pragma unroll
-      for (int d = size / 2; d >= 1; d /= 2) {
-        if (d >= I) {
+      for (int t = 0; t < I; ++t)
+        if (!(t & size / 2)) order(key[t], key[t ^ (size - 1)]);
+      merge_own(size / 4);
+    }
+#pragma unroll 1
+    for (int lanes = 2; lanes <= W; lanes *= 2) {
+      const bool first = (lane & lanes / 2) == 0;
 #pragma unroll
-          for (int t = 0; t < I; ++t) {
-            const Key<T> other{__shfl_xor_sync(kWarp, key[t].x, d / I, W), __shfl_xor_sync(kWarp, key[t].at, d / I, W)};
-            const int k = lane * I + t;
-            const bool keep_larger = ((k & d) == 0) == ((k & size) == 0 || size == W * I);
-            if (above(other, key[t]) == keep_larger) key[t] = other;
-          }
-        } else {
-#pragma unroll
-          for (int t = 0; t < I; ++t)
-            if (!(t & d)) {
-              const int k = lane * I + t;
-              const bool larger_first = (k & size) == 0 || size == W * I;
-              if (above(key[t + d], key[t]) == larger_first) {
-                const Key<T> swapped = key[t];
-                key[t] = key[t + d];
-                key[t + d] = swapped;
-              }
-            }
-        }
+      for (int t = 0; t < (I + 1) / 2; ++t) {
+        const int mirrored = I - 1 - t;
+        const Key<T> other = of_lane(key[t], lanes - 1), another = of_lane(key[mirrored], lanes - 1);
+        keep(key[mirrored], other, first);
+        if (mirrored != t) keep(key[t], another, first);
       }
+#pragma unroll 1
+      for (int d = lanes / 4; d >= 1; d /= 2) {
+#pragma unroll
+        for (int t = 0; t < I; ++t) keep(key[t], of_lane(key[t], d), (lane & d) == 0);
+      }
+      merge_own(I / 2);
+    }
+  }
+
+ private:
+  __device__ static void order(Key<T>& a, Key<T>& b) {
+    const bool swap = above(b, a);
+    const Key<T> was = a;
+    a = swap ? b : a;
+    b = swap ? was : b;
+  }
+  __device__ static void keep(Key<T>& mine, const Key<T>& other, bool larger) {
+    if (above(other, mine) == larger) mine = other;
+  }
+  __device__ static Key<T> of_lane(const Key<T>& mine, int distance) {
+    return {__shfl_xor_sync(kWarp, mine.x, distance, W), __shfl_xor_sync(kWarp, mine.at, distance, W)};
+  }
+  __device__ void merge_own(int from) {
+#pragma unroll
+    for (int d = I / 2; d >= 1; d /= 2) {
+      if (d > from) continue;
+#pragma unroll
+      for (int t = 0; t < I; ++t)
+        if (!(t & d)) order(key[t], key[t + d]);
+    }
   }
 };
 
-// A whole warp holds a line of `32 * items` keys, a power of two, in memory.
+// A whole warp holds a line of `32 * items` keys, a power of two, in memory: those that are too many for registers.
 template <class T>
 struct MemoryLine {
   static constexpr int width = 32;
