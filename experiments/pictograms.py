@@ -4,8 +4,7 @@ python experiments/pictograms.py RUN --steps 2400 --style DRAWINGS
 
 It trains in the folder RUN (again, and it goes on from there), and writes there curve.csv, on validation scenes; what
 test scenes say, results.json; curve.png and cases.png. DRAWINGS, if given, holds pictures named by lower-case code
-points, such as img/google/64 of the npm package emoji-datasource-google: test scenes are drawn with them too. With
---vary the training scenes' drawings vary, as those of other hands would.
+points, such as img/google/64 of the npm package emoji-datasource-google: test scenes are drawn with them too.
 """
 
 import argparse
@@ -106,7 +105,6 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=300, help="steps between validations")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--style", type=Path, help="a folder of other drawings")
-    parser.add_argument("--vary", action="store_true", help="train on varied drawings")
     options = parser.parse_args()
     validation = load("pictograms", "validation", options.scenes)
 
@@ -115,7 +113,7 @@ def main() -> None:
             print(progress.step, {name: round(value, 3) for name, value in progress.losses.items()}, flush=True)
 
     trained = fit(
-        pictogram_scenes(0, options.pairs, 0, vary=options.vary).pairs,
+        load("pictograms", "train", options.pairs).pairs,
         Config().but(steps=options.steps, train_size=options.pairs, dataset="pictograms", seed=options.seed),
         path=options.run,
         report=report,
