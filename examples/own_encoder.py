@@ -68,7 +68,7 @@ def main() -> None:
     images = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).movedim(3, 1)
     pairs = Pairs.from_captions(images, captions, Vocabulary.of(captions))
     model = DualEncoder(Backbone(), Reader(len(pairs.vocabulary)), dim=64)
-    objective = Objective(cmc=1.0, region_phrase=1.0, fsa=1.0, boxes=1.0)
+    objective = Objective(cmc=1.0, region_phrase=1.0, proposal_phrase=1.0, fsa=1.0, boxes=2.0)
     batches = pairs.batches(options.batch_size)
     optim = OptimConfig(steps=options.steps, batch_size=options.batch_size)
     train(model, objective, batches, optim, device=options.device, path=options.out, report=print)

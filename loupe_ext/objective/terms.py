@@ -108,7 +108,8 @@ class RegionPhrase(_Term):
 class ProposalPhrase(_Term):
     """`RegionPhrase` of the model's proposals instead of `regions`; no box learns from it. An addition to LOUPE.
 
-    The best window of an object is its telling part; a proposal is all of it, and so the heat comes to cover it.
+    The best window of an object is its telling part; a proposal is all of it, and so the heat comes to cover it. For
+    models whose boxes another term teaches (`Boxes`).
     """
 
     gated: ClassVar[bool] = True
