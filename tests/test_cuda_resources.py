@@ -31,10 +31,10 @@ def test_no_kernel_for_short_lines_spills():
 def test_kernels_over_longer_lines_keep_them_in_registers():
     found = {}
     for name, use in sass.resources(_C.__file__).items():
-        if kind := re.search(r"(pairwise|sides|credit)_kernelI([fd])Lb([01])E", name):
-            found[name] = use, 128 if kind[3] == "0" else {"f": 168, "d": 255}[kind[2]]
+        if kind := re.search(r"(pairwise|sides|credit)_kernelI([fd]Li\d+)E", name):
+            found[name] = use, {"fLi64": 128, "dLi64": 128, "fLi1024": 168}.get(kind[2], 255)
     assert found
-    assert len(found) % 22 == 0  # pairwise without short float32 ones, forward and backward, for each architecture
+    assert len(found) % 24 == 0  # forward and backward, for each architecture
     for name, (use, most) in found.items():
         assert use["REG"] <= most, f"{name}: expected at most {most} registers, got {use}"
         assert use["LOCAL"] == 0, f"{name}: expected no local memory, got {use}"

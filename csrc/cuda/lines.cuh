@@ -58,8 +58,8 @@ __device__ bool put_finite(T x, T& to) {
   return finite;
 }
 
-// Lines beyond kShort entries have kernels of their own, whose lanes hold more of a line; beyond kMost, a line is in memory.
-constexpr int kShort = 64, kMost = 1024;
+// The longest lines of a kernel that has them in registers: longer ones have kernels of their own, whose lanes hold more.
+constexpr int kShort = 64, kLong = 1024, kVeryLong = 2048;
 
 // Where place k of a line is in a table: lanes with `items` places each, a power of two, find theirs in different banks.
 __host__ __device__ inline int padded(int k) { return k + k / 32; }
@@ -91,21 +91,11 @@ __device__ void sweep_in_registers(const Lines<T, Table>& lines, const Sweep& sw
   }
 }
 
-template <bool kLong, class T, class Table, class Sweep>
-__device__ void sweep_lines(const Lines<T, Table>& lines, const Sweep& sweep, Key<T>* keys) {
-  if (lines.n <= 8) return sweep_in_registers<8, 1>(lines, sweep);
-  if constexpr (!kLong) {
-    if (lines.n <= 16) return sweep_in_registers<16, 1>(lines, sweep);
-    if (lines.n <= 32) return sweep_in_registers<32, 1>(lines, sweep);
-    return sweep_in_registers<32, 2>(lines, sweep);
-  }
-  if (lines.n <= 64) return sweep_in_registers<32, 2>(lines, sweep);
-  if (lines.n <= 128) return sweep_in_registers<32, 4>(lines, sweep);
-  if (lines.n <= 256) return sweep_in_registers<32, 8>(lines, sweep);
-  if (lines.n <= 512) return sweep_in_registers<32, 16>(lines, sweep);
-  if (lines.n <= kMost) return sweep_in_registers<32, kMost / 32>(lines, sweep);
+// The same for lines that are too long for registers.
+template <class T, class Table, class Sweep>
+__device__ void sweep_in_memory(const Lines<T, Table>& lines, const Sweep& sweep, Key<T>* keys) {
   const int warp = threadIdx.x / 32, warps = blockDim.x / 32, lane = threadIdx.x % 32;
-  int size = 2 * kMost;
+  int size = 2 * kLong;
   while (size < lines.n) size *= 2;
   for (int line = warp; line < lines.count; line += warps) {
     MemoryLine<T> sorted{size / 32, keys + warp * size};
@@ -117,13 +107,34 @@ __device__ void sweep_lines(const Lines<T, Table>& lines, const Sweep& sweep, Ke
   }
 }
 
-// Threads of a block with long lines, which leaves each the registers for 32 keys.
+template <int kMost, class T, class Table, class Sweep>
+__device__ void sweep_lines(const Lines<T, Table>& lines, const Sweep& sweep, Key<T>* keys) {
+  if constexpr (kMost == kShort) {
+    if (lines.n <= 8) sweep_in_registers<8, 1>(lines, sweep);
+    else if (lines.n <= 16) sweep_in_registers<16, 1>(lines, sweep);
+    else if (lines.n <= 32) sweep_in_registers<32, 1>(lines, sweep);
+    else sweep_in_registers<32, 2>(lines, sweep);
+  } else if constexpr (kMost == kLong) {
+    if (lines.n <= 8) sweep_in_registers<8, 1>(lines, sweep);
+    else if (lines.n <= 64) sweep_in_registers<32, 2>(lines, sweep);
+    else if (lines.n <= 128) sweep_in_registers<32, 4>(lines, sweep);
+    else if (lines.n <= 256) sweep_in_registers<32, 8>(lines, sweep);
+    else if (lines.n <= 512) sweep_in_registers<32, 16>(lines, sweep);
+    else if (lines.n <= kLong) sweep_in_registers<32, kLong / 32>(lines, sweep);
+    else sweep_in_memory(lines, sweep, keys);
+  } else {
+    if (lines.n <= kLong) sweep_in_registers<32, kLong / 32>(lines, sweep);
+    else sweep_in_registers<32, kVeryLong / 32>(lines, sweep);
+  }
+}
+
+// Threads of a block: few enough, where lines are long, that each has the registers for 32 keys, or 64.
 template <class T>
-constexpr int threads_of_long() {
-  return sizeof(T) == sizeof(double) ? 256 : 384;
+constexpr int threads_at_most(int most) {
+  return most == kLong && sizeof(T) < sizeof(double) ? 384 : 256;
 }
 // Bounds of a kernel over lines: threads of a block, and blocks that are to be on a multiprocessor at once.
-#define LOUPE_LINE_BOUNDS(T, kLong) __launch_bounds__(kLong ? threads_of_long<T>() : 256, kLong ? 1 : 2)
+#define LOUPE_LINE_BOUNDS(T, kMost) __launch_bounds__(threads_at_most<T>(kMost), kMost == kShort ? 2 : 1)
 
 // Sums of the rows of a matrix, a warp each, and of its columns, of which `partial` takes a number per thread.
 template <class T>
@@ -161,30 +172,32 @@ struct Layout {
   int stride, entries;       // of a matrix
   int table;                 // entries of a table's array
   int keys;                  // of a warp, for lines too long for registers
+  int most;                  // kShort, kLong or kVeryLong: which kernel has the problem's lines
   int warps;
-  bool is_long, in_shared;
+  bool in_shared;
   int64_t matrix_bytes, shared_bytes;
 
   template <class T>
-  static Layout of(const PairwiseCall& call, int arrays, int matrices, int64_t more_entries, int per_thread = 0) {
+  static Layout of(const PairwiseCall& call, int arrays, int matrices, int64_t more_entries, int per_thread = 0,
+                   int most = kLong) {
     Layout x{};
     const int M = int(call.M), N = int(call.N), longest = M > N ? M : N;
     x.stride = N | 1;  // odd: the lanes of a warp that walk down a column hit different banks
     x.entries = M * x.stride;
     x.table = padded(longest);
-    x.is_long = longest > kShort;
-    if (longest > kMost)
-      for (x.keys = 2 * kMost; x.keys < longest;) x.keys *= 2;
+    x.most = longest <= kShort ? kShort : longest <= kLong || most < longest ? kLong : kVeryLong;
+    if (longest > x.most)
+      for (x.keys = 2 * kLong; x.keys < longest;) x.keys *= 2;
     x.matrix_bytes = ((int64_t(x.entries) * matrices + more_entries) * sizeof(T) + 15) / 16 * 16;
-    x.warps = x.is_long ? threads_of_long<T>() / 32 : longest > 16 ? 8 : 4;
+    x.warps = x.most == kLong ? threads_at_most<T>(kLong) / 32 : longest > 16 ? 8 : 4;
     const int64_t tables = (arrays * int64_t(x.table) + 32 * x.warps * per_thread) * sizeof(T) + 64;
-    const int64_t most = max_shared_bytes() - 1024;  // the driver keeps some
-    while (x.warps > 1 && tables + x.warps * x.keys * int64_t(sizeof(Key<T>)) > most) x.warps /= 2;
+    const int64_t room = max_shared_bytes() - 1024;  // the driver keeps some
+    while (x.warps > 1 && tables + x.warps * x.keys * int64_t(sizeof(Key<T>)) > room) x.warps /= 2;
     x.shared_bytes = tables + x.warps * x.keys * int64_t(sizeof(Key<T>));
-    if (x.shared_bytes > most)
+    if (x.shared_bytes > room)
       throw std::invalid_argument("scores: expected shorter rows and columns for this GPU's shared memory, got " +
                                   std::to_string(call.M) + " x " + std::to_string(call.N));
-    x.in_shared = x.shared_bytes + x.matrix_bytes <= most;
+    x.in_shared = x.shared_bytes + x.matrix_bytes <= room;
     if (x.in_shared) x.shared_bytes += x.matrix_bytes;
     return x;
   }

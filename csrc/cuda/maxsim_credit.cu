@@ -63,8 +63,8 @@ struct BackwardSweep {
   }
 };
 
-template <class T, bool kLong, bool backward>
-__global__ void LOUPE_LINE_BOUNDS(T, kLong)
+template <class T, int kMost, bool backward>
+__global__ void LOUPE_LINE_BOUNDS(T, kMost)
     credit_kernel(PairwiseCall call, Layout layout, const void* grad, void* out, unsigned char* scratch) {
   LOUPE_DYNAMIC_SHARED(shared);
   unsigned char* memory = shared;
@@ -94,8 +94,8 @@ __global__ void LOUPE_LINE_BOUNDS(T, kLong)
     if (!ok) finite = 0;
     __syncthreads();
     const Lines<T, T> columns{N, M, 1, layout.stride, s, shares};
-    if constexpr (backward) sweep_lines<kLong>(columns, BackwardSweep<T>{result}, keys);
-    else sweep_lines<kLong>(columns, ForwardSweep<T>{result}, keys);
+    if constexpr (backward) sweep_lines<kMost>(columns, BackwardSweep<T>{result}, keys);
+    else sweep_lines<kMost>(columns, ForwardSweep<T>{result}, keys);
     __syncthreads();
     for (int64_t e = thread; e < area; e += threads) {
       const int i = int(e / call.N), j = int(e % call.N);
@@ -110,7 +110,7 @@ __global__ void LOUPE_LINE_BOUNDS(T, kLong)
 
 template <class T>
 Layout layout_of(const PairwiseCall& call, bool backward) {
-  return Layout::of<T>(call, 1, backward ? 2 : 1, 0);
+  return Layout::of<T>(call, 1, backward ? 2 : 1, 0, 0, sizeof(T) < sizeof(double) ? kVeryLong : kLong);
 }
 
 template <class T, bool backward>
@@ -120,8 +120,11 @@ void launch_of(const PairwiseCall& call, const void* grad, void* out, void* scra
     LOUPE_LAUNCH(kernel, unsigned(layout.blocks(call.B)), unsigned(32 * layout.warps), layout.shared_bytes, stream, call,
                  layout, grad, out, static_cast<unsigned char*>(scratch));
   };
-  if (layout.is_long) launch(credit_kernel<T, true, backward>);
-  else launch(credit_kernel<T, false, backward>);
+  if (layout.most == kShort) return launch(credit_kernel<T, kShort, backward>);
+  if constexpr (sizeof(T) < sizeof(double)) {  // a page for ColPali has 1,030 patches
+    if (layout.most == kVeryLong) return launch(credit_kernel<T, kVeryLong, backward>);
+  }
+  launch(credit_kernel<T, kLong, backward>);
 }
 
 template <bool backward>

@@ -125,8 +125,8 @@ struct BackwardSweep {
   }
 };
 
-template <class T, bool kLong, bool backward>
-__global__ void LOUPE_LINE_BOUNDS(T, kLong)
+template <class T, int kMost, bool backward>
+__global__ void LOUPE_LINE_BOUNDS(T, kMost)
     pairwise_kernel(PairwiseCall call, Layout layout, const void* grad, void* out, void* out_cols, unsigned char* scratch) {
   LOUPE_DYNAMIC_SHARED(shared);
   unsigned char* memory = shared;
@@ -184,8 +184,8 @@ __global__ void LOUPE_LINE_BOUNDS(T, kLong)
       for (int side = 0; side < 2; ++side) {  // the rows, then the columns
         const Lines<T, LineTable<T>> lines = side == 0 ? by_row : by_col;
         if (side == 1 || call.has_rows()) {
-          if constexpr (backward) sweep_lines<kLong>(lines, BackwardSweep<T>{g, side == 0 ? totals : along, f}, keys);
-          else sweep_lines<kLong>(lines, ForwardSweep<T>{f, g}, keys);
+          if constexpr (backward) sweep_lines<kMost>(lines, BackwardSweep<T>{g, side == 0 ? totals : along, f}, keys);
+          else sweep_lines<kMost>(lines, ForwardSweep<T>{f, g}, keys);
         }
         __syncthreads();
         if (!backward) {  // of G, by the other side's lines
@@ -220,10 +220,10 @@ Layout layout_of(const PairwiseCall& call) {
   return Layout::of<T>(call, 10, call.col_scores ? 4 : 3, 0, 1);
 }
 
-template <class T, bool kLong, bool backward>
+template <class T, int kMost, bool backward>
 void launch_in_blocks(const PairwiseCall& call, const Layout& layout, const void* grad, void* out, void* out_cols,
                       void* scratch, void* stream) {
-  LOUPE_LAUNCH((pairwise_kernel<T, kLong, backward>), unsigned(layout.blocks(call.B)), unsigned(32 * layout.warps),
+  LOUPE_LAUNCH((pairwise_kernel<T, kMost, backward>), unsigned(layout.blocks(call.B)), unsigned(32 * layout.warps),
                layout.shared_bytes, stream, call, layout, grad, out, out_cols, static_cast<unsigned char*>(scratch));
 }
 
@@ -237,11 +237,11 @@ void launch(const PairwiseCall& call, const void* grad, void* out, void* out_col
         launch_short<In, backward>(call, grad, out, out_cols, stream);
     });
   } else if (call.dtype != DType::f64) {
-    launch_in_blocks<float, true, backward>(call, layout_of<float>(call), grad, out, out_cols, scratch, stream);
+    launch_in_blocks<float, kLong, backward>(call, layout_of<float>(call), grad, out, out_cols, scratch, stream);
   } else {
     const Layout layout = layout_of<double>(call);
-    if (layout.is_long) launch_in_blocks<double, true, backward>(call, layout, grad, out, out_cols, scratch, stream);
-    else launch_in_blocks<double, false, backward>(call, layout, grad, out, out_cols, scratch, stream);
+    if (layout.most == kLong) launch_in_blocks<double, kLong, backward>(call, layout, grad, out, out_cols, scratch, stream);
+    else launch_in_blocks<double, kShort, backward>(call, layout, grad, out, out_cols, scratch, stream);
   }
 }
 

@@ -211,8 +211,8 @@ struct Results {  // or, for backward, their gradients, which are read
   void *regions, *phrases;
 };
 
-template <class T, bool kLong, bool backward>
-__global__ void LOUPE_LINE_BOUNDS(T, kLong)
+template <class T, int kMost, bool backward>
+__global__ void LOUPE_LINE_BOUNDS(T, kMost)
     sides_kernel(PairwiseCall call, int order, Layout layout, Results results, void* out, void* out_cols, unsigned char* scratch) {
   LOUPE_DYNAMIC_SHARED(shared);
   unsigned char* memory = shared;
@@ -264,7 +264,7 @@ __global__ void LOUPE_LINE_BOUNDS(T, kLong)
 #pragma unroll 1
       for (int side = call.has_rows() ? 0 : 1; side < 2; ++side) {
         const ForwardSweep<T> sweep = side == 0 ? ForwardSweep<T>{f, row_own, row_other} : ForwardSweep<T>{g, col_own, col_other};
-        sweep_lines<kLong>(side == 0 ? by_row : by_col, sweep, keys);
+        sweep_lines<kMost>(side == 0 ? by_row : by_col, sweep, keys);
       }
       __syncthreads();
       const Side<T> regions{M, int(call.M), N, 1, layout.stride, g, row_own, row_other};
@@ -282,7 +282,7 @@ __global__ void LOUPE_LINE_BOUNDS(T, kLong)
         const T* own = side == 0 ? row_own : col_own;
         if (side == 1) collect(by_col, order, square, row_own, f);
         if (side == 1 || call.has_rows())
-          sweep_lines<kLong>(lines, BackwardSweep<T>{f, own, -every * sum_of(own, lines.count), g}, keys);
+          sweep_lines<kMost>(lines, BackwardSweep<T>{f, own, -every * sum_of(own, lines.count), g}, keys);
         __syncthreads();
         if (side == 0 && !out_cols) continue;  // both gradients are of the same scores
         void* to = side == 1 && out_cols ? out_cols : out;
@@ -315,8 +315,8 @@ void launch_of(const PairwiseCall& call, int order, const Results& results, void
     LOUPE_LAUNCH(kernel, unsigned(layout.blocks(call.B)), unsigned(32 * layout.warps), layout.shared_bytes, stream, call,
                  order, layout, results, out, out_cols, static_cast<unsigned char*>(scratch));
   };
-  if (layout.is_long) launch(sides_kernel<T, true, backward>);
-  else launch(sides_kernel<T, false, backward>);
+  if (layout.most == kLong) launch(sides_kernel<T, kLong, backward>);
+  else launch(sides_kernel<T, kShort, backward>);
 }
 
 template <bool backward>
