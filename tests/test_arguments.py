@@ -196,7 +196,16 @@ def pixels(shape):
 
 
 CONFIG = Config().but(
-    train_size=2, batch_size=2, steps=1, width=8, dim=4, boxes=0.0, window=2, window_stride=1, precision="float32"
+    train_size=2,
+    batch_size=2,
+    steps=1,
+    width=8,
+    dim=4,
+    proposal_phrase=0.0,
+    boxes=0.0,
+    window=2,
+    window_stride=1,
+    precision="float32",
 )
 PAIRS = Pairs.from_captions(torch.ones(2, 3, 8, 8, dtype=torch.uint8), CAPTIONS, VOCABULARY)
 BOX = torch.tensor([0.0, 0.0, 4.0, 4.0])
