@@ -34,6 +34,13 @@ TITLES = {
     "digits": "Scenes of handwritten digits",
     "pictograms": "Pictograms on photographs",
 }
+LOSSES = {
+    "cmc": "CMC",
+    "late_interaction": "Late interaction",
+    "region_phrase": "Region-phrase",
+    "proposal_phrase": "Proposal-phrase",
+    "fsa": "FSA",
+}
 SHOWN = {"scenes": 8, "digits": 4, "pictograms": 4}
 GROUPS = (("Retrieval", 4), ("Heat maps", 5), ("Proposals", 4), ("Detection", 2), ("", 1))
 
@@ -89,9 +96,10 @@ def _table(results: Sequence[Result], data: str) -> str:
 def _curves(runs: Sequence[Run], out: Path) -> str:
     with needs("matplotlib"):
         from matplotlib.figure import Figure
-    names = {"cmc": "CMC", "late_interaction": "Late interaction", "region_phrase": "Region-phrase", "fsa": "FSA"}
-    figure = Figure(figsize=(12, 2.9), layout="constrained")
     lines = {run.row.key: metrics.read(folder_of(out, run) / metrics.FILE) for run in runs}
+    named = {name for read in lines.values() for line in read for name in line}
+    names = {name: title for name, title in LOSSES.items() if name in named}
+    figure = Figure(figsize=(12, 2.9), layout="constrained")
     titles = {row.key: row.title for row in ROWS}
     handles = {}
     for axes, (name, title) in zip(figure.subplots(1, len(names)), names.items(), strict=True):
