@@ -80,6 +80,17 @@ def test_same_permutations_as_the_reference(backend):
                 assert got[b].tolist() == want
 
 
+@every_distribution
+def test_blocks_of_threads_share_samples_out(distribution):
+    options = {**DISTRIBUTIONS[distribution], "first_sample": 3, "seed": 4}
+    for players in (70, 130):
+        want = draw("cpu-" + _C.cpu_target(), "coalitions", players, 301, 2, **options)
+        assert torch.equal(want, draw("emulated-cuda", "coalitions", players, 301, 2, **options))
+    options = {"first_sample": 3, "antithetic": options.get("antithetic", True)}
+    want = draw("cpu-" + _C.cpu_target(), "permutations", 20, 301, 2, **options)
+    assert torch.equal(want, draw("emulated-cuda", "permutations", 20, 301, 2, **options))
+
+
 @pytest.mark.parametrize("dtype", ["coalitions", "permutations"])
 def test_largest_game(dtype):
     got = draw("cpu-" + _C.cpu_target(), dtype, 1024, 6, 1)[0]

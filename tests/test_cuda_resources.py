@@ -41,6 +41,18 @@ def test_kernels_over_longer_lines_keep_them_in_registers():
         assert use["STACK"] <= 512, f"{name}: expected few spills, got {use}"
 
 
+@pytest.mark.skipif(not _C.has_cuda, reason="built without CUDA")
+def test_what_is_drawn_stays_in_registers():
+    found = {
+        name: use for name, use in sass.resources(_C.__file__).items() if re.search("(coalitions|permutations)_k", name)
+    }
+    assert found
+    assert len(found) % 2 == 0
+    for name, use in found.items():
+        assert use["STACK"] == use["LOCAL"] == 0, f"{name}: expected everything in registers, got {use}"
+        assert use["REG"] <= 64, f"{name}: expected at most 64 registers, got {use}"
+
+
 @pytest.mark.parametrize("change", [{"STACK": 8}, {"REG": 129}])
 def test_a_spill_is_seen(change):
     with pytest.raises(AssertionError, match=r"expected (everything in|at most 128) registers"):

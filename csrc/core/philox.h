@@ -21,6 +21,9 @@ LOUPE_INLINE_HD void philox(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& 
   }
 }
 
+// Uniform in 0 .. bound-1, up to a bias below bound / 2^32: the high word of a product.
+LOUPE_INLINE_HD uint32_t below(uint32_t word, uint32_t bound) { return uint32_t((uint64_t(word) * bound) >> 32); }
+
 // The words of one sample of one problem (below 2^63), in order: counter (draw, sample, problem), four words a draw. The
 // two streams, 0 and 1, share none. Draws are made `block` at a time, for a CPU to make them side by side.
 template <int block>
@@ -37,8 +40,24 @@ class Draws {
     const int at = taken_++;
     return words_[at % 4][at / 4] ^ invert_;
   }
-  // Uniform in 0 .. bound-1, up to a bias below bound / 2^32: the high word of a product.
-  LOUPE_INLINE_HD uint32_t below(uint32_t bound) { return uint32_t((uint64_t(word()) * bound) >> 32); }
+  // use(k, word) with the next words, for k < count. Unlike a loop over word(), it leaves a GPU's words in registers.
+  template <class Use>
+  LOUPE_INLINE_HD void each(uint32_t count, const Use& use) {
+    for (uint32_t k = 0; k < count;) {
+      if (taken_ == 4 * block) {
+        refill();
+        taken_ = 0;
+      }
+#ifdef __CUDA_ARCH__
+#pragma unroll
+#endif
+      for (int at = 0; at < 4 * block; ++at)
+        if (at >= taken_ && k < count) {
+          taken_ = at + 1;
+          use(k++, words_[at % 4][at / 4] ^ invert_);
+        }
+    }
+  }
 
  private:
   LOUPE_INLINE_HD void refill() {

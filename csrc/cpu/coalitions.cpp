@@ -38,15 +38,14 @@ void sample_coalitions(const SampleCall& call, uint64_t* out, int threads) {
       draw_coalition<kBlock>(call, b, k, set);
       out[s] = set.bits;
     } else {
-      Coalition set{out + s * words, 1};
+      Coalition set{out + s * words};
       draw_coalition<kBlock>(call, b, k, set);
     }
   };
   const auto turn = [&](int64_t s) {
     for (int w = 0; w < words; ++w) out[s * words + w] = out[(s - 1) * words + w] ^ everyone(call.players, w);
   };
-  // A Bernoulli coalition's partner is its complement only for p = 1/2.
-  if (call.threshold == 0 || call.threshold == 1u << 31) for_each_sample(call, threads, draw, turn);
+  if (call.turns_over()) for_each_sample(call, threads, draw, turn);
   else for_each_sample(call, threads, draw, [&](int64_t s) { draw(s / call.samples, s % call.samples, s); });
 }
 
