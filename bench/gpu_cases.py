@@ -117,8 +117,9 @@ def cases(backend: str, device: str, shrink: int = 1) -> Iterator[Case]:
 
         return make
 
-    # A walk adds a row of G at every step, for all regions; a region then takes three tenths of the patches' values.
-    walks = B * K * n * n * (1 + R * 0.3 * 3)
+    # A walk sums half of G for all regions. A region holds three tenths of the patches; whenever another joins, each of
+    # them takes 10 operations: two sums of G, those of A, Q and floor, and of them the value less the one without it.
+    walks = B * K * n * n * (0.5 + R * 0.3 * 0.7 * 10)
     size = "256 images, 49 patches, 32 regions"
     yield Case("region, walks", size, "forward", backend, region("pooled-cosine"), walks)
     late = B * words * n * (math.log2(n) + 4 * R) + B * n * words * 256

@@ -134,6 +134,7 @@ def region_problems(small: bool = False) -> list[Regions]:
         random_regions("65-patches", 1, 3, 65, walks=2),
         random_regions("33-regions", 1, 33, 8, walks=3),
         random_regions("large-regions", 1, 3, 20, share=0.9),
+        random_regions("more-members-than-registers", 1, 3, 90, walks=2, share=0.9),
         zeros,
         random_regions("no-image", 0, 2, 5),
         random_regions("no-region", 2, 0, 5),

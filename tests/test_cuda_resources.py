@@ -53,6 +53,16 @@ def test_what_is_drawn_stays_in_registers():
         assert use["REG"] <= 64, f"{name}: expected at most 64 registers, got {use}"
 
 
+@pytest.mark.skipif(not _C.has_cuda, reason="built without CUDA")
+def test_three_blocks_of_walks_share_a_multiprocessor():
+    found = {name: use for name, use in sass.resources(_C.__file__).items() if "region_kernel" in name}
+    assert found
+    assert len(found) % 2 == 0
+    for name, use in found.items():
+        assert use["REG"] <= 168, f"{name}: expected at most 168 registers, got {use}"
+        assert use["STACK"] <= (64 if "kernelIf" in name else 192), f"{name}: expected few spills, got {use}"
+
+
 @pytest.mark.parametrize("change", [{"STACK": 8}, {"REG": 129}])
 def test_a_spill_is_seen(change):
     with pytest.raises(AssertionError, match=r"expected (everything in|at most 128) registers"):

@@ -42,7 +42,7 @@ LOUPE_INLINE Walks<float> inverse_root(Walks<float> x) {
 }
 template <class W>
 LOUPE_INLINE W at_least(W x, W least) {
-  return x > least ? x : least;
+  return x < least ? least : x;  // NaN stays NaN
 }
 
 template <class T>

@@ -1,7 +1,8 @@
 // Walks of the pooled-cosine game on a GPU: a thread a walk, a block some walks of one image under a few of its regions in
 // turn. What h of the whole prefix says of each step's player is summed once for all of them; a region takes its own
-// members' share off, so that its step costs its size and not n. What threads keep lies `threads` apart: no bank conflicts
-// in shared memory, whole lines in scratch, where it is if it is too much. No atomics: the same bits every time.
+// members' share off, so that its step costs its size and not n. A region's columns of the Gram matrix lie together in
+// shared memory, a player's row of them by fours: rows are an odd number of fours apart, since lanes read rows at random.
+// What a walk knows of a member is in registers, as far as these go. No atomics: the same bits every time.
 
 #include "region.h"
 
@@ -13,86 +14,260 @@
 namespace loupe {
 namespace {
 
-constexpr int kRegions = 8;  // of a block: they share its sums over the prefix
+constexpr int kThreads = 128;  // of a block, at most
+constexpr int kRegions = 16;   // of a block, at most: they share its sums over the prefix
 
 template <class T>
-__device__ T inverse_root(T x) {
+struct alignas(16) Four {
+  T of[4];
+};
+
+template <class T>
+constexpr int kHeld = 256 / sizeof(T);  // members in registers, at most
+
+// a / sqrt(q), with q at least `least`; NaN where one of them is.
+LOUPE_INLINE_HD float value(float a, float q, float least) {
 #ifdef __CUDA_ARCH__
-  return rsqrt(x);
+  float from, root;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(from) : "f"(q), "f"(least));
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(from));  // normal, as `least` is
+  return a * root;
 #else
-  return 1 / std::sqrt(x);
+  return a / std::sqrt(q < least ? least : q);
+#endif
+}
+LOUPE_INLINE_HD double value(double a, double q, double least) {
+  const double from = q < least ? least : q;
+#ifdef __CUDA_ARCH__
+  return a * rsqrt(from);
+#else
+  return a / std::sqrt(from);
 #endif
 }
 
+LOUPE_INLINE_HD int64_t rounded(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
+
 template <class T>
-__device__ T value(T a, T q, T least) {
-  return a * inverse_root(q > least ? q : least);
-}
-
 struct Layout {
-  int threads;
+  int threads, held, stride;  // members in registers, and a row's distance in their columns
+  int64_t per_block;          // regions
   bool gram_in_shared, state_in_shared;
-  int64_t gram_bytes, list_bytes, state_bytes, chunks, groups;
+  int64_t shared_bytes, state_bytes, chunks, groups, blocks;
 
-  template <class T>
   static Layout of(const RegionCall& call) {
-    const auto rounded = [](int64_t bytes) { return (bytes + 15) / 16 * 16; };
     const int64_t n = call.n, most = max_shared_bytes() - 1024;  // the driver keeps some
     Layout x{};
-    x.gram_bytes = rounded(n * n * sizeof(T));
-    x.list_bytes = rounded(n * sizeof(T)) + rounded(n * sizeof(int));
-    const auto state = [&](int threads) {
-      return threads * (2 * rounded(n * sizeof(T)) + rounded(n * sizeof(uint16_t)) + rounded((n + 31) / 32 * 4));
+    x.threads = call.K <= 32 ? 32 : call.K <= 64 ? 64 : kThreads;
+    const int64_t lists = 2 * rounded(n * 2, 16) + 4 * rounded(n * sizeof(T), 4 * sizeof(T));
+    for (x.held = int(n < kHeld<T> ? rounded(n, 4) : kHeld<T>);; x.held -= 4) {
+      x.stride = x.held + 16 / int(sizeof(T)) * int(x.held * sizeof(T) / 16 % 2 == 0);
+      if (x.held == 0 || lists + n * x.stride * int64_t(sizeof(T)) <= most) break;
+    }
+    const auto state = [&](int64_t count) {
+      const int64_t beyond = count > x.held ? count - x.held : 0;
+      return x.threads * (count * int64_t(sizeof(T) + 2) + beyond * int64_t(sizeof(T)) + rounded(beyond, 32) / 8);
     };
-    x.threads = state(64) <= 48 << 10 ? 64 : 32;
-    x.state_in_shared = x.list_bytes + state(x.threads) <= (96 << 10 < most ? 96 << 10 : most);
-    if (!x.state_in_shared) x.threads = 128;
-    x.state_bytes = state(x.threads);
-    const int64_t beside = x.list_bytes + (x.state_in_shared ? x.state_bytes : 0);
-    x.gram_in_shared = x.gram_bytes <= 48 << 10 && beside + x.gram_bytes <= most;
+    x.state_bytes = rounded(state(n), 16);
+    x.shared_bytes = lists + rounded(n * x.stride * sizeof(T), 16);
+    x.state_in_shared = x.state_bytes <= 40 << 10 && x.shared_bytes + x.state_bytes <= most;
+    if (x.state_in_shared) x.shared_bytes += x.state_bytes;
+    const int64_t gram = rounded(n * n * sizeof(T), 16);
+    x.gram_in_shared = gram <= 48 << 10 && x.shared_bytes + gram <= most;
+    if (x.gram_in_shared) x.shared_bytes += gram;
     x.chunks = (call.K + x.threads - 1) / x.threads;
-    x.groups = (call.R + kRegions - 1) / kRegions;
-    return x;
-  }
-  int64_t shared_bytes() const {
-    return list_bytes + (state_in_shared ? state_bytes : 0) + (gram_in_shared ? gram_bytes : 0);
-  }
-  int64_t blocks(int64_t B) const {
+    for (x.per_block = kRegions;; x.per_block /= 2) {
+      x.groups = (call.R + x.per_block - 1) / x.per_block;
+      if (x.per_block == 1 || call.B * x.chunks * x.groups >= int64_t(multiprocessors()) * 4) break;
+    }
     constexpr int64_t kScratch = int64_t(256) << 20;
-    int64_t most = int64_t(multiprocessors()) * 32;
-    if (!state_in_shared) most = most < kScratch / state_bytes ? most : kScratch / state_bytes;
-    most = most < 1 ? 1 : most;
-    const int64_t wanted = B * chunks * groups;
-    return wanted < most ? wanted : most;
+    int64_t at_once = int64_t(multiprocessors()) * 16;
+    if (!x.state_in_shared) at_once = at_once < kScratch / x.state_bytes ? at_once : kScratch / x.state_bytes;
+    at_once = at_once < 1 ? 1 : at_once;
+    x.blocks = call.B * x.chunks * x.groups;
+    x.blocks = x.blocks < at_once ? x.blocks : at_once;
+    return x;
   }
 };
 
 template <class T>
 __device__ T* take(unsigned char*& memory, int64_t count) {
   T* taken = reinterpret_cast<T*>(memory);
-  memory += (count * int64_t(sizeof(T)) + 15) / 16 * 16;
+  memory += rounded(count * int64_t(sizeof(T)), 16);
   return taken;
 }
 
+// What a block's threads know of a region R.
 template <class T>
-__global__ void region_kernel(RegionCall call, Layout layout, T* out, unsigned char* scratch) {
+struct Members {
+  int16_t* place;   // of a player: its number in R; -1: it is not in R
+  uint16_t* player;  // of a member
+  T *sums;           // of a player: of its row, over R
+  T *values, *floors, *own;  // of a member: a_i, its floor, G_ii; zero beyond the last
+  T* columns;                // row j, `stride` after the one before: G_ji for the first members i, zero beyond the last
+  int count, held;           // `held` of them are in registers: the first ones
+
+  __device__ void read(const RegionCall& call, const Layout<T>& layout, int64_t b, int64_t r, const T* gram) {
+    const int n = call.n, thread = int(threadIdx.x), threads = int(blockDim.x);
+    const uint64_t* region = call.regions + (b * call.R + r) * call.words();
+    count = call.rank(region, n - 1) + int(call.has(region, n - 1));
+    held = count < layout.held ? count : layout.held;
+    __syncthreads();  // all are done with the region before
+    for (int i = thread; i < n; i += threads) {
+      const int rank = call.rank(region, i);
+      place[i] = int16_t(call.has(region, i) ? rank : -1);
+      if (call.has(region, i)) player[rank] = uint16_t(i);
+    }
+    __syncthreads();
+    const T* a = static_cast<const T*>(call.values) + b * n;
+    for (int i = thread; i < rounded(count, 4); i += threads) {
+      const int j = i < count ? player[i] : 0;
+      own[i] = i < count ? gram[int64_t(j) * n + j] : T(0);
+      values[i] = i < count ? a[j] : T(0);
+      floors[i] = i < count ? floor_of(own[i], n) : T(0);
+    }
+    for (int j = thread; j < n; j += threads) {
+      T sum = 0;
+      for (int i = 0; i < count; ++i) sum += gram[int64_t(j) * n + player[i]];
+      sums[j] = sum;
+    }
+    const int width = int(rounded(held, 4));
+    for (int e = thread; e < n * width; e += threads) {
+      const int j = e / width, i = e - j * width;
+      columns[j * layout.stride + i] = i < held ? gram[int64_t(j) * n + player[i]] : T(0);
+    }
+    __syncthreads();
+  }
+};
+
+// What a thread knows of its walk; entry i of an array is at [i * threads].
+template <class T>
+struct Walk {
+  T* h;              // of a step: sum of G between its player and those before
+  T* beyond;         // of a member beyond those in registers: what `Visit::twice_h` is of the others
+  uint16_t* player;  // of a step; n for nobody
+  uint32_t* seen;    // a bit a member beyond those in registers
+  int threads;
+
+  __device__ void read(const RegionCall& call, int64_t b, int64_t walk, const T* gram) {
+    const int n = call.n;
+    for (int step = 0; step < n; ++step) {
+      const int32_t j = walk < call.K ? call.orders[(b * call.K + walk) * n + step] : -1;
+      const bool somebody = j >= 0 && j < n;
+      player[step * threads] = uint16_t(somebody ? j : n);
+      T sum = 0;
+      for (int before = 0; somebody && before < step; ++before) {
+        const int i = player[before * threads];
+        if (i < n) sum += gram[int64_t(i) * n + j];
+      }
+      h[step * threads] = sum;
+    }
+  }
+};
+
+// The interaction of R by one walk.
+template <class T>
+__device__ T visit(const RegionCall& call, const Layout<T>& layout, const Members<T>& region, const Walk<T>& walk,
+                   const T* a, const T* gram) {
+  constexpr int S = kHeld<T>;
+  const int n = call.n, threads = walk.threads, held = region.held, count = region.count;
+  T twice_h[S], x[S];  // of a member: G_ii + 2 h_i, and its entry in the row of who joins
+  uint64_t seen = 0;  // a bit a member in registers
+  T A = 0, Q = 0, floor = least_square(T()), own_a = 0, joint_q = 0, own_floor = 0, total = 0;
+#pragma unroll
+  for (int i = 0; i < S; ++i) twice_h[i] = i < held ? region.own[i] : T(0);
+  for (int i = held; i < count; ++i) walk.beyond[(i - held) * threads] = region.own[i];
+  for (int i = held; i < count; i += 32) walk.seen[(i - held) / 32 * threads] = 0;
+  for (int i = 0; i < count; ++i) {
+    own_a += region.values[i];
+    own_floor += region.floors[i];
+    joint_q += region.sums[region.player[i]];
+  }
+  int step = 0;
+  for (int j = n;;) {  // nobody: the empty coalition
+    const T* row = region.columns + int64_t(j < n ? j : 0) * layout.stride;
+    const T* rest = gram + int64_t(j < n ? j : 0) * n;
+    T inside = 0;  // of the row, over the members that came before
+#pragma unroll
+    for (int g = 0; g < S / 4; ++g)
+      if (4 * g < held) {
+        const Four<T> four = *reinterpret_cast<const Four<T>*>(row + 4 * g);
+#pragma unroll
+        for (int q = 0; q < 4; ++q) {
+          x[4 * g + q] = four.of[q];
+          if (seen >> (4 * g + q) & 1) inside += four.of[q];
+        }
+      }
+    for (int i = held; i < count; ++i)
+      if (walk.seen[(i - held) / 32 * threads] >> (i - held) % 32 & 1) inside += rest[region.player[i]];
+    if (j < n) {
+      A += a[j];
+      floor += floor_of(rest[j], n);
+      Q += rest[j] + 2 * (walk.h[(step - 1) * threads] - inside);
+      joint_q += 2 * region.sums[j];
+    }
+    int next = n;
+    while (step < n && next == n) {
+      const int joins = walk.player[step++ * threads];
+      if (joins == n) continue;
+      const int i = region.place[joins];
+      if (i < 0) next = joins;
+      else if (i < held) seen |= uint64_t(1) << i;
+      else walk.seen[(i - held) / 32 * threads] |= 1u << (i - held) % 32;
+    }
+    const bool value_it = call.prefixes || next == n;
+    const T two = j < n ? T(2) : T(0), base = value(A, Q, floor);
+    T gain = value(A + own_a, Q + joint_q, floor + own_floor) - base;
+#pragma unroll
+    for (int g = 0; g < S / 4; ++g)
+      if (4 * g < held) {
+        const Four<T> values = *reinterpret_cast<const Four<T>*>(region.values + 4 * g);
+        const Four<T> floors = *reinterpret_cast<const Four<T>*>(region.floors + 4 * g);
+#pragma unroll
+        for (int q = 0; q < 4; ++q) {
+          T& e = twice_h[4 * g + q];
+          e += two * x[4 * g + q];
+          if (value_it) gain -= value(A + values.of[q], Q + e, floor + floors.of[q]) - base;
+        }
+      }
+    for (int i = held; i < count; ++i) {
+      const T e = walk.beyond[(i - held) * threads] + two * rest[region.player[i]];
+      walk.beyond[(i - held) * threads] = e;
+      if (value_it) gain -= value(A + region.values[i], Q + e, floor + region.floors[i]) - base;
+    }
+    if (value_it) total += gain;
+    if (next == n) break;
+    j = next;
+  }
+  return call.prefixes ? total / T(n - count + 1) : total;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, 3) region_kernel(RegionCall call, Layout<T> layout, T* out, unsigned char* scratch) {
   LOUPE_DYNAMIC_SHARED(shared);
   const int n = call.n, thread = int(threadIdx.x), threads = int(blockDim.x);
   unsigned char* memory = shared;
-  T* row_sums = take<T>(memory, n);
-  int* members = take<int>(memory, n);
+  Members<T> region{};
+  region.columns = take<T>(memory, int64_t(n) * layout.stride);
+  region.values = take<T>(memory, rounded(n, 4));
+  region.floors = take<T>(memory, rounded(n, 4));
+  region.own = take<T>(memory, rounded(n, 4));
+  region.sums = take<T>(memory, rounded(n, 4));
+  region.place = take<int16_t>(memory, n);
+  region.player = take<uint16_t>(memory, n);
   T* own_gram = layout.gram_in_shared ? take<T>(memory, int64_t(n) * n) : nullptr;
   unsigned char* state = layout.state_in_shared ? memory : scratch + int64_t(blockIdx.x) * layout.state_bytes;
-  // Entry i of a thread's arrays is at [i * threads].
-  T* prefix_h = take<T>(state, int64_t(n) * threads) + thread;  // of step: sum of G between its player and those before
-  T* twice_h = take<T>(state, int64_t(n) * threads) + thread;   // of a member: G_ii + 2 h_i
-  uint16_t* player = take<uint16_t>(state, int64_t(n) * threads) + thread;  // of step; n for nobody
-  uint32_t* seen = take<uint32_t>(state, int64_t((n + 31) / 32) * threads) + thread;  // a bit a member of R
+  const int64_t beyond = n > layout.held ? n - layout.held : 0;
+  Walk<T> walk{};
+  walk.threads = threads;
+  walk.h = take<T>(state, int64_t(n) * threads) + thread;
+  walk.beyond = take<T>(state, beyond * threads) + thread;
+  walk.seen = take<uint32_t>(state, (beyond + 31) / 32 * threads) + thread;
+  walk.player = take<uint16_t>(state, int64_t(n) * threads) + thread;
 
   for (int64_t item = blockIdx.x; item < call.B * layout.chunks * layout.groups; item += gridDim.x) {
     const int64_t b = item / (layout.chunks * layout.groups), group = item % layout.groups;
-    const int64_t walk = item / layout.groups % layout.chunks * threads + thread;
-    const T* values = static_cast<const T*>(call.values) + b * n;
+    const int64_t k = item / layout.groups % layout.chunks * threads + thread;
+    const T* a = static_cast<const T*>(call.values) + b * n;
     const T* gram = static_cast<const T*>(call.gram) + b * n * n;
     if (own_gram) {
       __syncthreads();  // all are done with the one before
@@ -100,78 +275,13 @@ __global__ void region_kernel(RegionCall call, Layout layout, T* out, unsigned c
       __syncthreads();
       gram = own_gram;
     }
-    for (int step = 0; step < n; ++step) {
-      const int32_t j = walk < call.K ? call.orders[(b * call.K + walk) * n + step] : -1;
-      const bool somebody = j >= 0 && j < n;
-      player[step * threads] = uint16_t(somebody ? j : n);
-      T h = 0;
-      for (int before = 0; somebody && before < step; ++before) {
-        const int i = player[before * threads];
-        if (i < n) h += gram[int64_t(i) * n + j];
-      }
-      prefix_h[step * threads] = h;
+    walk.read(call, b, k, gram);
+    const int64_t first = group * layout.per_block, last = first + layout.per_block;
+    for (int64_t r = first; r < call.R && r < last; ++r) {
+      region.read(call, layout, b, r, gram);
+      const T found = region.count < 2 ? T(0) : visit(call, layout, region, walk, a, gram);
+      if (k < call.K) out[(b * call.R + r) * call.K + k] = found;
     }
-    for (int64_t r = group * kRegions; r < call.R && r < (group + 1) * kRegions; ++r) {
-      const uint64_t* region = call.regions + (b * call.R + r) * call.words();
-      const int k = call.rank(region, n - 1) + int(call.has(region, n - 1));
-      __syncthreads();
-      for (int i = thread; i < n; i += threads)
-        if (call.has(region, i)) members[call.rank(region, i)] = i;
-      __syncthreads();
-      for (int i = thread; i < k; i += threads) {
-        T sum = 0;
-        for (int j = 0; j < k; ++j) sum += gram[int64_t(members[i]) * n + members[j]];
-        row_sums[i] = sum;
-      }
-      __syncthreads();
-      T own_a = 0, own_floor = 0, joint_q = 0, A = 0, Q = 0, floor = least_square(T()), total = 0;
-      for (int i = 0; i < k; ++i) {
-        own_a += values[members[i]];
-        joint_q += row_sums[i];
-        const T own = gram[int64_t(members[i]) * n + members[i]];
-        own_floor += floor_of(own, n);
-        twice_h[i * threads] = own;
-      }
-      for (int w = 0; 32 * w < k; ++w) seen[w * threads] = 0;
-      // The empty coalition first, then one a step; of a walk that is worth its end alone, a last round of value only.
-      for (int step = -1; step <= n && k >= 2; ++step) {
-        const int j = step < 0 || step == n ? n : int(player[step * threads]);
-        const bool end = step == n, value_it = call.prefixes ? step < n : end;
-        if (j < n && call.has(region, j)) {
-          const int i = call.rank(region, j);
-          seen[i / 32 * threads] |= uint32_t(1) << (i % 32);
-        }
-        if (step >= 0 && !end && (j == n || call.has(region, j))) continue;
-        const T* row = gram + int64_t(j < n ? j : 0) * n;
-        const T two = j < n ? T(2) : T(0);
-        if (j < n) {
-          T left_out = 0, row_sum = 0;
-          uint32_t bits = 0;
-          for (int i = 0; i < k; ++i) {
-            if (i % 32 == 0) bits = seen[i / 32 * threads];
-            const T x = row[members[i]];
-            row_sum += x;
-            if (bits >> (i % 32) & 1) left_out += x;
-          }
-          A += values[j];
-          floor += floor_of(row[j], n);
-          Q += row[j] + 2 * (prefix_h[step * threads] - left_out);
-          joint_q += 2 * row_sum;
-        }
-        const T base = value(A, Q, floor);
-        T gain = value(A + own_a, Q + joint_q, floor + own_floor) - base;
-        for (int i = 0; i < k; ++i) {
-          const T e = twice_h[i * threads] + two * row[members[i]];
-          twice_h[i * threads] = e;
-          if (!value_it) continue;
-          const T own = gram[int64_t(members[i]) * n + members[i]];
-          gain -= value(A + values[members[i]], Q + e, floor + floor_of(own, n)) - base;
-        }
-        if (value_it) total += gain;
-      }
-      if (walk < call.K) out[(b * call.R + r) * call.K + walk] = call.prefixes ? total / T(n - k + 1) : total;
-    }
-    __syncthreads();
   }
 }
 
@@ -188,8 +298,8 @@ void for_real(const RegionCall& call, const Work& work) {
 int64_t region_scratch_bytes_cuda(const RegionCall& call) {
   int64_t bytes = 0;
   for_real(call, [&](auto type) {
-    const Layout layout = Layout::of<decltype(type)>(call);
-    if (!layout.state_in_shared) bytes = layout.blocks(call.B) * layout.state_bytes;
+    const auto layout = Layout<decltype(type)>::of(call);
+    if (!layout.state_in_shared) bytes = layout.blocks * layout.state_bytes;
   });
   return bytes;
 }
@@ -197,9 +307,9 @@ int64_t region_scratch_bytes_cuda(const RegionCall& call) {
 void region_walks_cuda(const RegionCall& call, void* out, void* scratch, void* stream) {
   for_real(call, [&](auto type) {
     typedef decltype(type) T;
-    const Layout layout = Layout::of<T>(call);
-    LOUPE_LAUNCH((region_kernel<T>), unsigned(layout.blocks(call.B)), unsigned(layout.threads), layout.shared_bytes(), stream,
-                 call, layout, static_cast<T*>(out), static_cast<unsigned char*>(scratch));
+    const auto layout = Layout<T>::of(call);
+    LOUPE_LAUNCH((region_kernel<T>), unsigned(layout.blocks), unsigned(layout.threads), layout.shared_bytes, stream, call,
+                 layout, static_cast<T*>(out), static_cast<unsigned char*>(scratch));
   });
 }
 

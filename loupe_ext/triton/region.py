@@ -12,7 +12,7 @@ from torch import Tensor
 
 @triton.jit
 def _value(a, q, least):
-    return a * tl.rsqrt(tl.maximum(q, least))
+    return a * tl.rsqrt(tl.maximum(q, least, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit
