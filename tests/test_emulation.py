@@ -22,6 +22,15 @@ def test_barriers_shared_memory_and_shuffles():
         assert got[36:60] == [63 - k for k in range(36, 60)]
 
 
+def test_a_tensor_core_multiplies():
+    i, j, k = np.arange(16), np.arange(8), np.arange(16)
+    product = (7 * i[:, None] + 3 * k) % 5 @ ((5 * k[:, None] + 11 * j) % 7)
+    got = np.array(run("product")).reshape(2, 8, 4)  # warp, row, columns 2 n and 2 n + 1
+    for half in range(2):
+        want = np.add(product[8 * half : 8 * half + 8].reshape(8, 4, 2), [1 + 2 * half, 2 + 2 * half])
+        assert (got[half] == want[..., 0] + 1000 * want[..., 1]).all()
+
+
 @pytest.mark.parametrize(
     ("kernel", "message"),
     [

@@ -16,8 +16,21 @@
 
 #define LOUPE_LAUNCH(...) loupe::launch(__VA_ARGS__)
 #define LOUPE_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+// d [16, 8] += a [16, 16] b [16, 8] of bfloat16 by a warp's tensor core: float d[4], uint32_t a[4], b[2] are a lane's parts, as
+// PTX's mma.m16n8k16 gives them. Where kTensorCores says so.
+#define LOUPE_MULTIPLY_ADD(d, a, b)                                                                                    \
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "             \
+      "{%0, %1, %2, %3};"                                                                                              \
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                                 \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
 
 namespace loupe {
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr bool kTensorCores = false;
+#else
+constexpr bool kTensorCores = true;
+#endif
 
 inline void check_cuda(cudaError_t error) {
   if (error == cudaSuccess) return;

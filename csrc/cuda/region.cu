@@ -27,13 +27,16 @@ constexpr int kHeld = 256 / sizeof(T);  // members in registers, at most
 
 // a / sqrt(q), with q at least `least`; NaN where one of them is.
 LOUPE_INLINE_HD float value(float a, float q, float least) {
+  float from = q < least ? least : q;
 #ifdef __CUDA_ARCH__
-  float from, root;
+  float root;
+#if __CUDA_ARCH__ >= 800
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(from) : "f"(q), "f"(least));
+#endif
   asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(from));  // normal, as `least` is
   return a * root;
 #else
-  return a / std::sqrt(q < least ? least : q);
+  return a / std::sqrt(from);
 #endif
 }
 LOUPE_INLINE_HD double value(double a, double q, double least) {

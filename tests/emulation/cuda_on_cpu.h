@@ -36,7 +36,7 @@ struct Index {
   unsigned x = 1, y = 1, z = 1;
 };
 
-enum class Meeting { none, block, warp, shuffle_xor, shuffle_down, shuffle_up, shuffle_from, done };
+enum class Meeting { none, block, warp, shuffle_xor, shuffle_down, shuffle_up, shuffle_from, multiply, done };
 
 struct Fiber {
   ucontext_t context;
@@ -46,6 +46,8 @@ struct Fiber {
   Meeting at = Meeting::none;
   int line = 0, argument = 0, width = 32;
   unsigned char value[8], result[8];
+  float* d = nullptr;  // of a tensor core's product: what it adds to, and the lane's parts of its factors
+  const uint32_t *a = nullptr, *b = nullptr;
   std::vector<std::pair<int, int>> touched;  // first word and words
 };
 
@@ -152,6 +154,37 @@ T shuffle(Meeting kind, unsigned mask, T value, int argument, int width, int lin
   return value;
 }
 
+// d [16, 8] += a [16, 16] b [16, 8] of bfloat16, a warp's lanes having the parts that mma.m16n8k16 gives them.
+inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int line) {
+  Fiber& me = *machine.running;
+  me.d = d;
+  me.a = a;
+  me.b = b;
+  meet(Meeting::multiply, line);
+}
+
+inline void multiply_add(const Fiber* lane) {
+  const auto number = [](uint32_t two, int which) {
+    const uint32_t bits = which ? two & 0xffff0000u : two << 16;
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return double(x);
+  };
+  double a[16][16], b[16][8];
+  for (int l = 0; l < 32; ++l)
+    for (int at = 0; at < 8; ++at) {
+      const int k = l % 4 * 2 + at / 4 * 8 + at % 2;
+      a[l / 4 + at / 2 % 2 * 8][k] = number(lane[l].a[at / 2], at % 2);
+      if (at / 2 % 2 == 0) b[k][l / 4] = number(lane[l].b[at / 4], at % 2);
+    }
+  for (int l = 0; l < 32; ++l)
+    for (int at = 0; at < 4; ++at) {
+      double sum = lane[l].d[at];
+      for (int k = 0; k < 16; ++k) sum += a[l / 4 + at / 2 * 8][k] * b[k][l % 4 * 2 + at % 2];
+      lane[l].d[at] = float(sum);
+    }
+}
+
 [[noreturn]] inline void deadlock() {
   std::fprintf(stderr, "block (%u): threads can never meet\n", machine.block.x);
   for (const Fiber& f : machine.fibers)
@@ -159,7 +192,8 @@ T shuffle(Meeting kind, unsigned mask, T value, int argument, int width, int lin
                  f.at == Meeting::done    ? "left"
                  : f.at == Meeting::block ? "at __syncthreads"
                  : f.at == Meeting::warp  ? "at __syncwarp"
-                                          : "at a shuffle",
+                 : f.at == Meeting::multiply ? "at a tensor core's product"
+                                             : "at a shuffle",
                  f.line);
   std::exit(3);
 }
@@ -170,7 +204,8 @@ inline bool release_warp(size_t first) {
   if (lane[0].at < Meeting::warp || lane[0].at == Meeting::done) return false;
   for (int l = 1; l < 32; ++l)
     if (lane[l].at != lane[0].at || lane[l].line != lane[0].line) return false;
-  for (int l = 0; l < 32 && lane[0].at != Meeting::warp; ++l) {
+  if (lane[0].at == Meeting::multiply) multiply_add(lane);
+  for (int l = 0; l < 32 && lane[0].at != Meeting::warp && lane[0].at != Meeting::multiply; ++l) {
     const int width = lane[l].width, start = l / width * width, argument = lane[l].argument;
     int from = l;
     if (lane[l].at == Meeting::shuffle_xor) from = l ^ argument;
@@ -244,6 +279,14 @@ inline void launch(unsigned grid, unsigned block, int64_t shared_bytes, const st
   }
 }
 
+// Four of the bytes of x and y, by the low three bits of each of four hexadecimal digits.
+inline uint32_t byte_perm(uint32_t x, uint32_t y, uint32_t which) {
+  const uint64_t bytes = x | uint64_t(y) << 32;
+  uint32_t out = 0;
+  for (int k = 0; k < 4; ++k) out |= uint32_t(bytes >> (which >> 4 * k & 7) * 8 & 255) << 8 * k;
+  return out;
+}
+
 inline Index thread_index() { return {machine.running->thread, 0, 0}; }
 
 }  // namespace emulated
@@ -254,6 +297,8 @@ inline Index thread_index() { return {machine.running->thread, 0, 0}; }
 #define gridDim (emulated::machine.grid_size)
 #define __syncthreads() emulated::meet(emulated::Meeting::block, __LINE__)
 #define __syncwarp() emulated::meet(emulated::Meeting::warp, __LINE__)
+#define __byte_perm(x, y, which) emulated::byte_perm(x, y, which)
+#define LOUPE_MULTIPLY_ADD(d, a, b) emulated::multiply_add(d, a, b, __LINE__)
 #define __shfl_xor_sync(mask, x, d, width) emulated::shuffle(emulated::Meeting::shuffle_xor, mask, x, d, width, __LINE__)
 #define __shfl_down_sync(mask, x, d, width) emulated::shuffle(emulated::Meeting::shuffle_down, mask, x, d, width, __LINE__)
 #define __shfl_up_sync(mask, x, d, width) emulated::shuffle(emulated::Meeting::shuffle_up, mask, x, d, width, __LINE__)
@@ -264,6 +309,8 @@ inline Index thread_index() { return {machine.running->thread, 0, 0}; }
 #define LOUPE_DYNAMIC_SHARED(name) unsigned char* name = emulated::machine.shared
 
 namespace loupe {
+
+constexpr bool kTensorCores = true;
 
 inline int multiprocessors() { return 1; }
 inline int max_shared_bytes() {
