@@ -1,4 +1,5 @@
-// Maxima of the late-interaction game on a GPU: a warp a region, a lane some of its words, up each word's sorted scores.
+// Maxima of the late-interaction game on a GPU: a warp a region, a lane a word, up each word's sorted scores. The regions of
+// a block share the scores: they are brought to shared memory a few patches of 32 words at a time.
 
 #include "region_maxima.h"
 
@@ -8,37 +9,55 @@
 namespace loupe {
 namespace {
 
+constexpr int kRegions = 8, kThreads = 32 * kRegions;  // of a block
+constexpr int kPatches = 64;                           // in shared memory at a time
+constexpr int kStride = 33;                            // from a patch to the next: no bank conflicts along words and patches
+
 template <class T>
 __global__ void maxima_kernel(MaximaCall call, T* out) {
-  const int lane = int(threadIdx.x) % 32, warps = int(blockDim.x) / 32;
+  __shared__ T scores[kPatches * kStride];
+  __shared__ uint16_t owner[kPatches * kStride];
+  const int thread = int(threadIdx.x), lane = thread % 32, n = call.n;
   const T* slopes = static_cast<const T*>(call.slopes);
-  const int64_t all = call.B * call.R;
-  for (int64_t first = int64_t(blockIdx.x) * warps; first < all; first += int64_t(gridDim.x) * warps) {
-    const int64_t r = first + threadIdx.x / 32, b = r < all ? r / call.R : 0;
-    const uint64_t* region = call.regions + (r < all ? r : 0) * call.words();
-    const int64_t length = r < all ? call.length(b) : 0;
+  const int64_t groups = (call.R + kRegions - 1) / kRegions;
+  for (int64_t item = blockIdx.x; item < call.B * groups; item += gridDim.x) {
+    const int64_t b = item / groups, r = item % groups * kRegions + thread / 32, length = call.length(b);
+    const bool mine = r < call.R;
+    const uint64_t* region = call.regions + (b * call.R + (mine ? r : 0)) * call.words();
     int outside = 0;
-    for (int i = 0; i < call.n; ++i) outside += !call.has(region, i);
+    for (int i = lane; i < n; i += 32) outside += !call.has(region, i);
+    for (int d = 16; d >= 1; d /= 2) outside += __shfl_xor_sync(0xffffffffu, outside, d, 32);
     T total = 0;
-    for (int64_t j = lane; j < length; j += 32) {
-      const T* u = static_cast<const T*>(call.sorted) + (b * call.N + j) * call.n;
-      const int64_t* order = call.order + (b * call.N + j) * call.n;
+    for (int64_t first = 0; first < length; first += 32) {
       T psi = 0, sum = 0, highest = 0, below = 0;
       int rank = outside;  // outside patches from here up
-      for (int k = call.n - 1; k >= 0; --k) {
-        psi += (u[k] - below) * slopes[rank];
-        below = u[k];
-        if (call.has(region, order[k])) {
-          sum += psi;
-          highest = psi;
-        } else if (rank > 0) {
-          --rank;
+      for (int end = n; end > 0; end -= kPatches) {
+        const int begin = end < kPatches ? 0 : end - kPatches, here = end - begin;
+        __syncthreads();  // all are done with those before
+        for (int e = thread; e < 32 * here; e += kThreads) {
+          const int word = e / here, k = e - word * here;
+          if (first + word >= length) continue;
+          const int64_t at = (b * call.N + first + word) * n + begin + k, who = call.order[at];
+          scores[k * kStride + word] = static_cast<const T*>(call.sorted)[at];
+          owner[k * kStride + word] = uint16_t(uint64_t(who) < uint64_t(n) ? who : n);
+        }
+        __syncthreads();
+        for (int k = here - 1; k >= 0 && first + lane < length; --k) {
+          const T score = scores[k * kStride + lane];
+          psi += (score - below) * slopes[rank];
+          below = score;
+          if (call.has(region, owner[k * kStride + lane])) {
+            sum += psi;
+            highest = psi;
+          } else if (rank > 0) {
+            --rank;
+          }
         }
       }
       total += highest - sum;
     }
     for (int d = 16; d >= 1; d /= 2) total += __shfl_xor_sync(0xffffffffu, total, d, 32);
-    if (lane == 0 && r < all) out[r] = length ? total / T(length) : T(0);
+    if (lane == 0 && mine) out[b * call.R + r] = length ? total / T(length) : T(0);
   }
 }
 
@@ -49,9 +68,8 @@ void region_maxima_cuda(const MaximaCall& call, void* out, void* stream) {
   for_dtype(call.dtype, [&](auto type) {
     typedef decltype(type) T;
     if constexpr (sizeof(T) >= 4) {
-      const int threads = 128;
-      const int64_t wanted = (call.B * call.R * 32 + threads - 1) / threads, most = int64_t(multiprocessors()) * 32;
-      LOUPE_LAUNCH((maxima_kernel<T>), unsigned(wanted < most ? wanted : most), threads, 0, stream, call, static_cast<T*>(out));
+      const int64_t wanted = call.B * ((call.R + kRegions - 1) / kRegions), most = int64_t(multiprocessors()) * 32;
+      LOUPE_LAUNCH((maxima_kernel<T>), unsigned(wanted < most ? wanted : most), kThreads, 0, stream, call, static_cast<T*>(out));
     }
   });
 }
