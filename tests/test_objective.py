@@ -156,6 +156,27 @@ class TestTerms:
         assert i.patches.grad is None
         assert t.phrases.grad is None
 
+    def test_what_all_phrases_share_moves_no_pseudo_box(self):
+        objective = Objective(boxes=Boxes(weight=1.0, colour=0.0, centred=True))
+        i, t = image(), text()
+        want = objective(i, t)["boxes"]
+        shared = dataclasses.replace(
+            t, phrases=t.phrases + 3 * torch.randn(DIM, generator=torch.Generator().manual_seed(5))
+        )
+        torch.testing.assert_close(objective(i, shared)["boxes"], want)
+        padded = dataclasses.replace(t, phrases=t.phrases.masked_fill(~t.phrase_mask[..., None], math.nan))
+        assert torch.equal(objective(i, padded)["boxes"], want)
+        other = dataclasses.replace(t, phrases=t.phrases.roll(1, 0))
+        assert not torch.isclose(objective(i, other)["boxes"], want)
+
+    def test_a_phrase_alone_has_its_own_heat(self):
+        seen = Objective(boxes=1.0).see(image(), text())
+        assert seen.mean_phrase.abs().sum() > 0
+        alone = dataclasses.replace(
+            seen, text=dataclasses.replace(text(), phrase_lengths=torch.tensor([1] + [0] * (B - 1)))
+        )
+        assert not alone.mean_phrase.any()
+
 
 class TestOwnTerms:
     def test_a_term_is_weighted_and_named(self):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from loupe_ext._dtypes import at_least_float32
 from loupe_ext.model.features import ImageFeatures, TextFeatures
 from loupe_ext.model.regions import window_features
 from loupe_ext.unsil import Estimate, Unsil
@@ -64,6 +65,17 @@ class Seen:
     def region_lengths(self) -> Tensor | None:
         """[B], of `regions`; None: all M."""
         return self.image.lengths if self.config.regions == "patches" else None
+
+    @cached_property
+    def mean_phrase(self) -> Tensor:
+        """[d], of all phrases of the global batch, without gradient; 0 if there is one alone."""
+        with torch.no_grad():
+            mask = self.text.phrase_mask[..., None]
+            phrases = at_least_float32(self.text.phrases).masked_fill(~mask, 0)
+            total = torch.cat([phrases.sum((0, 1)), mask.sum().to(phrases.dtype)[None]])
+            if self.group is not None:
+                torch.distributed.all_reduce(total, group=self.group)
+            return (total[:-1] / total[-1] * (total[-1] > 1)).to(self.text.phrases.dtype)
 
     @cached_property
     def alignment(self) -> Tensor:

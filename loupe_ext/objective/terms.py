@@ -257,13 +257,16 @@ class Boxes(_Term):
     """Boxes and confidences learn from the model's own heat; the heat does not learn from them. An addition to LOUPE.
 
     images: how many of a global batch get pseudo boxes, at most. threshold: of `heat_boxes`. colour: the weight of the
-    image's colours in the map that makes a pseudo box, beside the heat; 0 looks at no pixel.
+    image's colours in the map that makes a pseudo box, beside the heat; 0 looks at no pixel. centred: the heat is that of
+    what a phrase has beyond the batch's mean phrase. Losses compare phrases, and leave open what all of them share; after
+    long training only the telling parts of a thing are like its phrase, but all of it is more like it than like most.
     """
 
     weight: float = setting(2.0, 0)
     images: int = setting(32, 1, MANY)
     threshold: float = setting(0.3, 0, 1, below=True)
     colour: float = setting(1.0, 0)
+    centred: bool = setting(False)
     gated: ClassVar[bool] = True
 
     def loss(self, seen: Seen) -> Tensor:
@@ -272,7 +275,8 @@ class Boxes(_Term):
             raise ValueError("image: expected features with boxes and confidence, got a model without a region head")
         few = self.chosen(seen)
         with torch.no_grad():
-            heat = heat_maps(image.patches[few], text.phrases[few])
+            phrases = text.phrases - seen.mean_phrase if self.centred else text.phrases
+            heat = heat_maps(image.patches[few], phrases[few])
             maps = heat.flatten(0, 1)  # those of phrases that there are not among them, whose boxes count for nothing
             if self.colour:
                 if seen.images is None:
