@@ -1,10 +1,12 @@
 """How far the default recipe comes on the pictograms: the curve and the cases of docs/pictograms.md.
 
-python experiments/pictograms.py RUN --steps 2400 --style DRAWINGS
+python experiments/pictograms.py RUN --steps 2400 --style FOLDER [--drawings FOLDER ...] [boxes.centred=true ...]
 
 It trains in the folder RUN (again, and it goes on from there), and writes there curve.csv, on validation scenes; what
-test scenes say, results.json; curve.png and cases.png. DRAWINGS, if given, holds pictures named by lower-case code
-points, such as img/google/64 of the npm package emoji-datasource-google: test scenes are drawn with them too.
+test scenes say, results.json; curve.png and cases.png. A folder of drawings holds PNG or SVG files named by lower-case
+code points, such as img/google/64 of the npm package emoji-datasource-google. Test scenes are drawn with those of
+--style too; training scenes with those of each --drawings, equally many with each and with OpenMoji. Settings are
+those of `loupe train`. The heat is judged twice: of phrases, and of what they have beyond their mean.
 """
 
 import argparse
@@ -15,17 +17,20 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import torch
+import yaml
 from loupe_experiments.report import look
 from matplotlib.figure import Figure
 from PIL import Image
 
 from loupe_ext._io import write
-from loupe_ext.data import Grounded, load
-from loupe_ext.data.pictograms import Sprites, cut, groups, pictogram_scenes
+from loupe_ext.data import Grounded, Pairs, load
+from loupe_ext.data.pictograms import Pixels, Sprites, cut, groups, openmoji, pictogram_scenes, rendered
+from loupe_ext.model.heat import heat_boxes, heat_maps, peaks
 from loupe_ext.model.regions import box_iou
 from loupe_ext.train import Config, Pretrained, Progress, fit, from_pretrained, metrics
-from loupe_ext.zeroshot.evaluate import choose_threshold, evaluate
-from loupe_ext.zeroshot.grounding import chosen_boxes
+from loupe_ext.zeroshot.evaluate import Encoded, choose_threshold, encode, evaluate
+from loupe_ext.zeroshot.grounding import chosen_boxes, grounding_accuracy, pointing_accuracy
 
 SHOWN = {
     "pointing": "pointing",
@@ -38,19 +43,62 @@ CASES = 6  # of each kind
 
 
 def style(folder: Path) -> Sprites:
-    """Drawings of all names by the files of a folder."""
+    """Drawings of all names by the files of a folder; those that it lacks are OpenMoji's."""
     codes = [code.lower() for group in groups().values() for code in group.values()]
-    names = ([f"{code}.png", f"{code}-fe0f.png", f"{code.zfill(4)}.png"] for code in codes)
-    paths = [next((folder / name for name in these if (folder / name).exists()), folder / these[0]) for these in names]
-    return Sprites(tuple(cut(Image.open(path)) for path in paths))
+    found = [drawing(folder, code) for code in codes]
+    print(f"{folder}: {sum(image is None for image in found)} of {len(found)} names are missing")
+    pairs = zip(found, openmoji().images, strict=True)
+    return Sprites(tuple(other if image is None else image for image, other in pairs))
 
 
-def tests(trained: Pretrained, threshold: float, scenes: int, drawings: Path | None) -> dict[str, dict[str, float]]:
+def drawing(folder: Path, code: str) -> Pixels | None:
+    for name in (code, f"{code}-fe0f", code.zfill(4), code.removesuffix("-fe0f")):
+        if (folder / f"{name}.png").exists():
+            return cut(Image.open(folder / f"{name}.png"))
+        if (folder / f"{name}.svg").exists():
+            return rendered((folder / f"{name}.svg").read_text())
+    return None
+
+
+def training(size: int, folders: list[Path]) -> Pairs:
+    if not folders:
+        return load("pictograms", "train", size).pairs
+    sprites = [openmoji(), *map(style, folders)]
+    parts = [pictogram_scenes(0, size // len(sprites), seed, each).pairs for seed, each in enumerate(sprites)]
+    fields = ("images", "tokens", "spans", "phrase_lengths")
+    return Pairs(*(torch.cat([getattr(part, field) for part in parts]) for field in fields), parts[0].vocabulary)
+
+
+def centred(seen: Encoded) -> torch.Tensor:
+    """The heat of what each phrase has beyond the mean of all phrases, [N, h, w]."""
+    mean = torch.cat([text.phrases[text.phrase_mask] for text in seen.texts]).mean(0)
+    pairs = zip(seen.images, seen.texts, strict=True)
+    return torch.cat([heat_maps(i.patches, t.phrases - mean)[t.phrase_mask] for i, t in pairs])
+
+
+def tests(trained: Pretrained, validation: Grounded, scenes: int, other: Path | None) -> dict[str, dict[str, float]]:
     """The metrics on test scenes, on those with held-out names, and on test scenes in the other style."""
+    model = trained.model
     sets = {split: load("pictograms", split, scenes) for split in ("test", "held-out")}
-    if drawings is not None:
-        sets["other style"] = pictogram_scenes(2, scenes, 0, style(drawings))
-    return {name: evaluate(trained.model, each, trained.objective, threshold) for name, each in sets.items()}
+    if other is not None:
+        sets["other style"] = pictogram_scenes(2, scenes, 0, style(other))
+    threshold = choose_threshold(model, validation)
+    seen = encode(model, validation)
+    accuracy = {t: box_accuracy(centred(seen), seen, t)["acc50"] for t in (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)}
+    of_centred = max(accuracy, key=accuracy.__getitem__)
+    found = {}
+    for name, each in sets.items():
+        seen = encode(model, each)
+        heat = centred(seen)
+        boxes = box_accuracy(heat, seen, of_centred)
+        found[name] = evaluate(model, each, trained.objective, threshold)
+        found[name]["centred_pointing"] = pointing_accuracy(peaks(heat, seen.patch), seen.boxes)
+        found[name] |= {f"centred_{key}": boxes[key] for key in ("acc50", "acc30", "miou")}
+    return found
+
+
+def box_accuracy(heat: torch.Tensor, seen: Encoded, threshold: float) -> dict[str, float]:
+    return grounding_accuracy(heat_boxes(heat, threshold, seen.patch), seen.boxes)
 
 
 def curve(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
@@ -99,13 +147,18 @@ def draw_cases(trained: Pretrained, scenes: Grounded, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
+    parser.add_argument("changes", nargs="*", metavar="name=value", help="settings, as those of `loupe train`")
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--pairs", type=int, default=20_000)
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--every", type=int, default=300, help="steps between validations")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--style", type=Path, help="a folder of other drawings")
-    options = parser.parse_args()
+    parser.add_argument("--style", type=Path, metavar="FOLDER", help="test scenes are drawn with its drawings too")
+    parser.add_argument(
+        "--drawings", type=Path, metavar="FOLDER", action="append", default=[], help="and training scenes"
+    )
+    options = parser.parse_intermixed_args()
+    changes = {name: yaml.safe_load(value) for name, _, value in (text.partition("=") for text in options.changes)}
     validation = load("pictograms", "validation", options.scenes)
 
     def report(progress: Progress) -> None:
@@ -113,8 +166,8 @@ def main() -> None:
             print(progress.step, {name: round(value, 3) for name, value in progress.losses.items()}, flush=True)
 
     trained = fit(
-        load("pictograms", "train", options.pairs).pairs,
-        Config().but(steps=options.steps, train_size=options.pairs, dataset="pictograms", seed=options.seed),
+        training(options.pairs, options.drawings),
+        Config().but(changes, steps=options.steps, train_size=options.pairs, dataset="pictograms", seed=options.seed),
         path=options.run,
         report=report,
         validate=lambda model, objective: evaluate(model, validation, objective),
@@ -128,7 +181,7 @@ def main() -> None:
     write(options.run / "curve.csv", text.getvalue())
     draw_curve(points, options.run / "curve.png")
     model = from_pretrained(options.run)
-    found = tests(model, choose_threshold(model.model, validation), options.scenes, options.style)
+    found = tests(model, validation, options.scenes, options.style)
     write(options.run / "results.json", json.dumps({**found, "seconds_per_step": trained.seconds_per_step}, indent=1))
     draw_cases(model, load("pictograms", "test", 40), options.run / "cases.png")
     for name, values in found.items():

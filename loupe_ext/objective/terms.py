@@ -257,9 +257,9 @@ class Boxes(_Term):
     """Boxes and confidences learn from the model's own heat; the heat does not learn from them. An addition to LOUPE.
 
     images: how many of a global batch get pseudo boxes, at most. threshold: of `heat_boxes`. colour: the weight of the
-    image's colours in the map that makes a pseudo box, beside the heat; 0 looks at no pixel. centred: the heat is that of
-    what a phrase has beyond the batch's mean phrase. Losses compare phrases, and leave open what all of them share; after
-    long training only the telling parts of a thing are like its phrase, but all of it is more like it than like most.
+    image's colours in the map that makes a pseudo box, beside the heat; 0 looks at no pixel. centred: the heat is that
+    of what a phrase has beyond the batch's mean phrase. Losses compare phrases, and leave open what all of them share:
+    after long training only the telling parts of a thing are like its phrase, but all of it is more so than of most.
     """
 
     weight: float = setting(2.0, 0)
