@@ -1,4 +1,4 @@
-// Walks of the pooled-cosine game on a GPU: a thread a walk, a block some walks of one image under a few of its regions in
+// Walks of the pooled-cosine game on a GPU: a thread per walk, a block for some walks of one image under a few of its regions in
 // turn. What h of the whole prefix says of each step's player is summed once for all of them; a region takes its own
 // members' share off, so that its step costs its size and not n. A region's columns of the Gram matrix lie together in
 // shared memory, a player's row of them by fours: rows are an odd number of fours apart, since lanes read rows at random.
@@ -148,7 +148,7 @@ struct Walk {
   T* h;              // of a step: sum of G between its player and those before
   T* beyond;         // of a member beyond those in registers: what `Visit::twice_h` is of the others
   uint16_t* player;  // of a step; n for nobody
-  uint32_t* seen;    // a bit a member beyond those in registers
+  uint32_t* seen;    // one bit per member beyond those in registers
   int threads;
 
   __device__ void read(const RegionCall& call, int64_t b, int64_t walk, const T* gram) {
@@ -174,7 +174,7 @@ __device__ T visit(const RegionCall& call, const Layout<T>& layout, const Member
   constexpr int S = kHeld<T>;
   const int n = call.n, threads = walk.threads, held = region.held, count = region.count;
   T twice_h[S], x[S];  // of a member: G_ii + 2 h_i, and its entry in the row of who joins
-  uint64_t seen = 0;  // a bit a member in registers
+  uint64_t seen = 0;  // one bit per member in registers
   T A = 0, Q = 0, floor = least_square(T()), own_a = 0, joint_q = 0, own_floor = 0, total = 0;
 #pragma unroll
   for (int i = 0; i < S; ++i) twice_h[i] = i < held ? region.own[i] : T(0);

@@ -1,4 +1,4 @@
-// Maxima of the late-interaction game on a GPU: a warp a region, a lane a word, up each word's sorted scores. The regions of
+// Maxima of the late-interaction game on a GPU: a warp per region, a lane per word, up each word's sorted scores. The regions of
 // a block share the scores: they are brought to shared memory a few patches of 32 words at a time.
 
 #include "region_maxima.h"
