@@ -2,8 +2,8 @@
 it, and `python -m bench.gpu_table` prints what it found.
 
 Every row: median microseconds per call; those of a device-to-device copy that moves the bytes which the op must (every
-input read and every result written once), and of the operations that it must do, one per lane and cycle: the floors. Then
-those of its peer (bench/gpu_cases.py), and what an earlier run had. Input sets take turns, of twice the L2 cache
+input read and every result written once), and of the operations that it must do, one per lane and cycle: the floors.
+Then those of its peer (bench/gpu_cases.py), and what an earlier run had. Input sets take turns, of twice the L2 cache
 together. The file is rewritten after every row, and no row is begun after `seconds`.
 """
 
