@@ -65,6 +65,22 @@ class TestState:
         want = [f"{name}: expected {old[name]!r} {as_in}, got {value!r}" for name, value in new.items()]
         assert sorted(str(caught.value).split("; ")) == sorted(want)
 
+    def test_of_another_version_is_refused_saying_so(self, tmp_path):
+        settings = json.loads(stored()[0]["settings"])
+        del settings["objective.boxes.centred"]
+        write_spoilt(tmp_path / "model", settings=json.dumps({**settings, "gone": 2}))
+        with pytest.raises(ValueError, match="expected") as caught:
+            trained(BRIEF, path=tmp_path / "model")
+        as_in, by = (
+            f"as in {tmp_path / 'model' / checkpoint.STATE}",
+            "(another version of loupe_ext began it, with other settings)",
+        )
+        want = [
+            f"gone: expected 2 {as_in}, got none {by}",
+            f"objective.boxes.centred: expected none {as_in}, got False {by}",
+        ]
+        assert sorted(str(caught.value).split("; ")) == want
+
     @pytest.mark.parametrize("step", ["1", "2"])
     @pytest.mark.parametrize("name", ["images", "tokens", "spans", "phrase_lengths", "vocabulary"])
     def test_of_other_data_is_refused_naming_what_differs(self, name, step, tmp_path):

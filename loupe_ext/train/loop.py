@@ -342,7 +342,10 @@ def _agree(found: checkpoint.State, settings: dict[str, Any], data: dict[str, st
         if extend and (more or (name.startswith("optim.") and name != "optim.steps")):
             continue
         hint = " (extend=True goes on with more steps)" if more else ""
-        clauses.append(f"{name}: expected {shown(value)} as in {found.path}, got {shown(got)}{hint}")
+        if not name.startswith("data: ") and (name not in old or name not in new):
+            hint = " (another version of loupe_ext began it, with other settings)"
+        had, has = (shown(each[name]) if name in each else "none" for each in (old, new))
+        clauses.append(f"{name}: expected {had} as in {found.path}, got {has}{hint}")
     if clauses:
         rest = f"; and {len(clauses) - 5} more" if len(clauses) > 5 else ""
         raise ValueError("; ".join(itertools.islice(clauses, 5)) + rest)
