@@ -14,7 +14,7 @@ from loupe_ext.train import Config, fit, parallel, processes
 
 # Ragged captions, and more processes than some have images for pseudo boxes.
 CONFIG = Config().but(
-    {"boxes.images": 4, "boxes.centred": True, "fsa.coalitions": 4, "tsa.samples": 4},
+    {"boxes.images": 4, "fsa.coalitions": 4, "tsa.samples": 4},
     width=16,
     dim=16,
     batch_size=8,

@@ -77,7 +77,7 @@ class TestState:
         )
         want = [
             f"gone: expected 2 {as_in}, got none {by}",
-            f"objective.boxes.centred: expected none {as_in}, got False {by}",
+            f"objective.boxes.centred: expected none {as_in}, got True {by}",
         ]
         assert sorted(str(caught.value).split("; ")) == want
 

@@ -157,7 +157,7 @@ class TestTerms:
         assert t.phrases.grad is None
 
     def test_what_all_phrases_share_moves_no_pseudo_box(self):
-        objective = Objective(boxes=Boxes(weight=1.0, colour=0.0, centred=True))
+        objective = Objective(boxes=Boxes(weight=1.0, colour=0.0))
         i, t = image(), text()
         want = objective(i, t)["boxes"]
         shared = dataclasses.replace(

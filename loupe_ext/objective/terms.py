@@ -266,7 +266,7 @@ class Boxes(_Term):
     images: int = setting(32, 1, MANY)
     threshold: float = setting(0.3, 0, 1, below=True)
     colour: float = setting(1.0, 0)
-    centred: bool = setting(False)
+    centred: bool = setting(True)
     gated: ClassVar[bool] = True
 
     def loss(self, seen: Seen) -> Tensor:
