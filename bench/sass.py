@@ -1,7 +1,8 @@
 """What nvcc makes of the kernels for short lines, without a GPU: `python -m bench.sass [80 90 100]`.
 
-Prints the registers, stack and static shared memory of every kernel of csrc/cuda/pairwise_short.cuh, and how many
-instructions one thread issues for one line, by unit. Cubins are kept in build/sass under a hash of csrc.
+Prints the registers, stack and static shared memory of every kernel of csrc/cuda/pairwise_short.cuh and
+sides_short.cuh, and how many instructions one thread issues for one line, by unit. Cubins are kept in build/sass under
+a hash of csrc.
 """
 
 import collections
@@ -25,6 +26,38 @@ UNITS = {
 KERNEL = (
     "template __global__ void pairwise_short_kernel<{0}, {1}, {2}>(PairwiseCall, ShortLayout, const {0}*, {0}*, {0}*);"
 )
+SIDES_KERNEL = (
+    "template __global__ void sides_short_kernel<{0}, {1}>(PairwiseCall, int, SidesShortLayout, Results, void*, void*);"
+)
+SIDES_LINE = """
+template <int S>
+__global__ void forward_line(const ShortLine* lines, float head, int where, int other, float* sums) {{
+  LOUPE_DYNAMIC_SHARED(shared);
+  const ShortLine line = lines[threadIdx.x];
+  const auto weights = Shared<ShortSideWeights>::of(reinterpret_cast<ShortSideWeights*>(shared));
+  const auto tile = Shared<float>::of(reinterpret_cast<float*>(shared) + where + threadIdx.x);
+  WideKey key[S];
+  float own = 0, all = 0, sum = 0;
+  take_line<S, false>(key, tile, line);
+  sweep_heights<S>(key, head, weights, tile, own, all);
+  __syncthreads();
+#pragma unroll 4
+  for (int k = 0; k < line.n; ++k) sum += tile[other + k * line.step];
+  sums[threadIdx.x] = own + all + sum;
+}}
+template <int S>
+__global__ void backward_line(const ShortLine* lines, float own, float all, int where, float before) {{
+  LOUPE_DYNAMIC_SHARED(shared);
+  const ShortLine line = lines[threadIdx.x];
+  const auto weights = Shared<ShortSideWeights>::of(reinterpret_cast<ShortSideWeights*>(shared));
+  const auto tile = Shared<float>::of(reinterpret_cast<float*>(shared) + where + threadIdx.x);
+  WideKey key[S];
+  take_line<S, true>(key, tile, line);
+  sweep_gradient<S>(key, weights, own, all, before, tile);
+}}
+template __global__ void forward_line<{0}>(const ShortLine*, float, int, int, float*);
+template __global__ void backward_line<{0}>(const ShortLine*, float, float, int, float);
+"""
 LINE = """
 template <class Key, int S>
 __global__ void forward_line(const ShortLine* lines, Weights head, int where, int other) {{
@@ -82,7 +115,8 @@ def cubin(text: str, arch: int) -> Path:
     """Compiled from `text` in the namespace of the kernels, for one architecture."""
     compiler = nvcc()
     assert compiler is not None
-    source = f'#include "cuda/pairwise_short.cuh"\nnamespace loupe {{ namespace {{\n{text}\n}} }}\n'
+    headers = "".join(f'#include "cuda/{x}_short.cuh"\n' for x in ("pairwise", "sides"))
+    source = f"{headers}namespace loupe {{ namespace {{\n{text}\n}} }}\n"
     command = [compiler, "-O3", "-std=c++17", "-include", "cmath", "-include", "string", f"-I{ROOT / 'csrc'}", "-cubin"]
     files = sorted(x for part in ("core", "cuda") for x in (ROOT / "csrc" / part).iterdir())
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True).stdout
@@ -132,20 +166,32 @@ def by_unit(counts: collections.Counter[str]) -> dict[str, int]:
 
 
 def main(archs: list[int]) -> None:
+    directions = {"false": "forward", "true": "backward"}
+    kernels = {
+        f"{op} <= {P} {direction}": text.format(*type_of, P, backward)
+        for P in (16, 32, 64)
+        for backward, direction in directions.items()
+        for op, text, type_of in (
+            *((f"pairwise {dtype}", KERNEL, (name,)) for dtype, name in TYPES.items()),
+            ("sides", SIDES_KERNEL, ()),
+        )
+    }
+    lines = {
+        f"{op} {size}": text.format(*type_of, size)
+        for size in (4, 8, 16, 32, 56, 64)
+        for op, text, type_of in (
+            *((f"pairwise {dtype}", LINE, (TYPES[dtype],)) for dtype in ("float32", "bfloat16")),
+            ("sides", SIDES_LINE, ()),
+        )
+    }
     for arch in archs:
-        for dtype, name in TYPES.items():
-            for P in (16, 32, 64):
-                for backward in ("false", "true"):
-                    (use,) = resources(cubin(KERNEL.format(name, P, backward), arch)).values()
-                    print(
-                        f"sm_{arch} kernel {dtype} <= {P} {'backward' if backward == 'true' else 'forward'}: {use}",
-                        flush=True,
-                    )
-    for dtype in ("float32", "bfloat16"):
-        for size in (4, 8, 16, 32, 56, 64):
-            for kernel, counts in instructions(cubin(LINE.format(TYPES[dtype], size), archs[0])).items():
-                direction = "backward" if "backward" in kernel else "forward"
-                print(f"sm_{archs[0]} line {dtype} {size} {direction}: {by_unit(counts)}", flush=True)
+        for name, text in kernels.items():
+            (use,) = resources(cubin(text, arch)).values()
+            print(f"sm_{arch} kernel {name}: {use}", flush=True)
+    for name, text in lines.items():
+        for kernel, counts in instructions(cubin(text, archs[0])).items():
+            direction = "backward" if "backward" in kernel else "forward"
+            print(f"sm_{archs[0]} line {name} {direction}: {by_unit(counts)}", flush=True)
 
 
 if __name__ == "__main__":

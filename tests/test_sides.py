@@ -201,7 +201,52 @@ class TestValues:
             assert_all_close(want, exact[:2] if grads is None else exact[2:], 1e-5)
             for environment in ({"EMULATED_ORDER": "reversed"}, {"EMULATED_SHARED_BYTES": "24000"}):
                 again = emulation.sides(*arguments, **environment)
-                assert all(torch.equal(x, y) for x, y in zip(want, again, strict=True))
+                if max(shape) > 64 or "EMULATED_ORDER" in environment:
+                    assert all(torch.equal(x, y) for x, y in zip(want, again, strict=True))
+                else:  # a GPU without room for them has another kernel for short lines
+                    assert_all_close(again, want, 1e-5)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("shape", [(9, 12, 3), (5, 16, 16), (2, 46, 30), (1, 55, 64)])
+    @pytest.mark.parametrize("game", ["max-mean", "maxsim"])
+    @every_order
+    def test_emulated_cuda_on_lines_of_one_thread(self, shape, dtype, game, order):
+        """Problems that share a block: full or ragged, with ties, anywhere in it and its threads in any order."""
+        from tests import emulation
+
+        B, M, N = shape
+        s = (random_pairs(*shape) * 3).round().to(dtype) / 4
+        lengths = torch.arange(B) * 5 % (M + 1), (torch.arange(B) * 3 + 1) % (N + 1)
+        for rows, cols in ((None, None), lengths):
+            problem = Pairs("", s, None, rows, cols, game=game)
+            for grads in (None, upstreams(problem, order)):
+                call = lambda part, grads=grads, rows=rows, cols=cols, **kw: emulation.sides(  # noqa: E731
+                    s[part],
+                    None,
+                    *(x if x is None else x[part] for x in (rows, cols)),
+                    None,
+                    game,
+                    order,
+                    None if grads is None else tuple(x[part] for x in grads),
+                    **kw,
+                )
+                got = call(slice(None))
+                exact = expected(problem, order, grads)
+                assert_all_close(got, exact[:2] if grads is None else exact[2:], TOLERANCE[dtype])
+                assert all(map(torch.equal, got, call(slice(None), EMULATED_ORDER="reversed")))
+                parts = [call(part) for part in (slice(0, 1), slice(1, B)) if len(s[part])]
+                assert all(map(torch.equal, got, map(torch.cat, zip(*parts, strict=True))))
+
+    @pytest.mark.parametrize("shape", [(80, 12, 3), (32, 16, 16), (8, 32, 32), (8, 49, 30), (4, 64, 64)])
+    def test_lines_of_one_thread_seldom_wait_for_a_bank(self, shape):
+        """Cycles of shared memory per 32 scores: values, then pairs; forward, then backward."""
+        from tests import emulation
+
+        s = random_pairs(*shape).float()
+        for order, backward, most in ((1, False, 25), (1, True, 40), (2, False, 120), (2, True, 120)):
+            grads = upstreams(Pairs("", s), order) if backward else None
+            accesses, cycles = emulation.banks(emulation.sides, s, None, None, None, None, "max-mean", order, grads)
+            assert accesses <= cycles <= min(2 * accesses, most * s.numel() / 32)
 
     @pytest.mark.parametrize("shape", LONG)
     def test_emulated_cuda_on_long_lines(self, shape):

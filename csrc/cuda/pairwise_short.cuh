@@ -10,45 +10,63 @@
 namespace loupe {
 namespace {
 
-struct Divisor {  // by 1 .. 64, of numbers up to 4096
-  int inverse;
-  static Divisor of(int d) { return {((1 << 18) + d - 1) / d}; }
-  __device__ int divide(int x) const { return (x * inverse) >> 18; }
+// The weights of a sorted line's places for F and G, for a direction's share of the game. `below` sums those of the places
+// after it, `own` is what the place carries itself; backward, `below` starts with the entry's own a and b.
+struct Weights {
+  float f, g;
 };
+struct ShortTable {
+  float a, b;  // forward: of F + G and of G
+  Weights *below, *own;
+};
+
+// By one thread, in double: the weights of `lines` lines with n entries, 0 of the places from n to `size`; as in
+// LineWeights, from a table of its atoms.
+template <bool backward>
+__device__ void prepare_short(ShortTable& table, int lines, int n, int size, double p, double share, const double* atoms) {
+  const bool shapley = LineWeights::shapley(p);
+  const double* terms = atoms + (shapley ? n : 0);
+  double sum = 0, excess = 0;
+#pragma unroll 1
+  for (int t = 0; t < lines; ++t) {
+    sum += terms[t];
+    excess += terms[t] - terms[lines - 1];
+  }
+  const double mean = share * sum / lines, lone = lines > 1 ? share * excess / (double(lines) * (lines - 1)) : 0;
+  const double empty = shapley ? 1 : atoms[n - 1], a = empty * mean, b = empty * lone;
+  table.a = float(a + b);
+  table.b = float(b);
+#pragma unroll 1
+  for (int k = n; k < size; ++k) {
+    table.below[k] = {};
+    if (backward) table.own[k] = {};
+  }
+  double f = 0, g = 0;
+#pragma unroll 1
+  for (int k = n - 1; k >= 0; --k) {
+    table.below[k] = backward ? Weights{float(a + f), float(b + g)} : Weights{float(f + g), float(g)};
+    double w = 0, v = 0;  // the last of them, of place 0, are of no pair
+    if (k > 0) {
+      w = shapley ? share * atoms[k] * atoms[lines + k] : p * atoms[k - 1] * mean;
+      v = !shapley ? p * atoms[k - 1] * lone : lines > 1 ? w * atoms[lines + k - 1] : 0;
+    }
+    if (backward) table.own[k] = {float(w), float(v)};
+    f += w;
+    g += v;
+  }
+}
 
 // Shared memory of a block: the atoms of the weights; by problem or for all of them the heads and weights, rows first; tiles
 // of rows, of columns and, backward, of the gradient, each with room behind it for what is no entry; then lengths and flags.
-struct ShortLayout {
-  static constexpr int kThreads = 128, kLongest = 64;
-  int problems;              // at a time
-  int row_threads, threads;
-  int stride, size, all;     // floats of a tile's rows, of its problems, and of all of them
-  int tables;                // one for all problems, or one for each
-  int row_size, col_size;    // of the networks
+struct ShortLayout : ShortBlock {
   int heads, below, own, row_tile, col_tile, gradient, totals, lengths;  // where they begin, in bytes
   int shared_bytes;
-  Divisor by_rows, by_columns;
 
-  static bool fits(const PairwiseCall& call) { return call.dtype != DType::f64 && call.M <= kLongest && call.N <= kLongest; }
   static ShortLayout of(const PairwiseCall& call, bool backward) {
     const int M = int(call.M), N = int(call.N);
-    ShortLayout x{};
-    for (int count = 1, rows, cols; rows = (count * M + 31) / 32 * 32, cols = (count * N + 31) / 32 * 32, rows + cols <= kThreads; ++count)
-      if (x.problems * (rows + cols) <= count * x.threads || count == 1) {  // as few idle threads as can be
-        x.problems = count;
-        x.row_threads = rows;
-        x.threads = rows + cols;
-      }
-    x.stride = (N + 1) | 1;  // odd: the lanes of a warp that walk along rows hit different banks; one column is no entry's
-    x.size = M * x.stride;
-    x.all = x.problems * x.size;
-    x.tables = call.region_lengths || call.phrase_lengths ? x.problems : 1;
-    x.row_size = network_size(N);
-    x.col_size = network_size(M);
-    x.by_rows = Divisor::of(M);
-    x.by_columns = Divisor::of(N);
+    ShortLayout x{ShortBlock::of(call)};
     const int weights = x.tables * (x.row_size + x.col_size) * int(sizeof(Weights));
-    const int tile = (x.all + x.problems * N) * int(sizeof(float));
+    const int tile = x.tile_floats(N) * int(sizeof(float));
     x.heads = (M + N + 1) * int(sizeof(double));
     x.below = x.heads + 2 * x.tables * int(sizeof(Weights));
     x.own = x.below + weights;
@@ -61,57 +79,6 @@ struct ShortLayout {
     return x;
   }
 };
-
-// Calls work(k, x[k]) for every k < count by the block's threads. A lane takes one number at a time, not sixteen bytes: those
-// would go to shared memory four lanes to a bank.
-template <class In, class Work>
-__device__ inline void for_each_loaded(const In* x, int count, const Work& work) {
-  constexpr int kAhead = 4;  // loads under way before the first is used
-  const int threads = int(blockDim.x);
-#pragma unroll 1
-  for (int first = int(threadIdx.x); first < count; first += kAhead * threads) {
-    In loaded[kAhead];
-#pragma unroll
-    for (int a = 0; a < kAhead; ++a)
-      if (first + a * threads < count) loaded[a] = x[first + a * threads];
-#pragma unroll
-    for (int a = 0; a < kAhead; ++a)
-      if (first + a * threads < count) work(first + a * threads, Storage<In>::widen(loaded[a]));
-  }
-}
-
-// An address in shared memory that stays in one register: from a pointer nvcc makes it anew for every access.
-template <class T>
-struct Shared {
-#ifdef __CUDACC__
-  unsigned start;
-  __device__ static Shared of(T* x) {
-    unsigned start = unsigned(__cvta_generic_to_shared(x));
-    asm volatile("" : "+r"(start));
-    return {start};
-  }
-  __device__ T& at_byte(int at) const { return *static_cast<T*>(__cvta_shared_to_generic(start + at)); }
-#else
-  unsigned char* start;
-  static Shared of(T* x) { return {reinterpret_cast<unsigned char*>(x)}; }
-  T& at_byte(int at) const { return *reinterpret_cast<T*>(emulated::touch(start + at, sizeof(T))); }
-#endif
-  __device__ T& operator[](int k) const { return at_byte(k * int(sizeof(T))); }
-};
-
-// A thread's line: n entries `step` floats apart in a tile, of the S that are sorted; those that are none have the place `none`.
-struct ShortLine {
-  int n, step, none;
-};
-
-template <int S, bool stable, class Key>
-__device__ inline void take_line(Key* key, Shared<float> scores, ShortLine line) {
-#pragma unroll
-  for (int k = 0; k < S; ++k)
-    key[k] = k < line.n ? Key::template of<stable>(scores[k * line.step], k, line.step)
-                        : Key::template of<stable>(-kBeyond, 1, line.none);
-  Key::template sort<S, stable>(key);
-}
 
 // part = F + G by places of the order; G of every entry to `mine`.
 template <int S, class Key>
@@ -151,14 +118,8 @@ __device__ inline void sweep_backward(const Key* key, Shared<Weights> below, Sha
   }
 }
 
-// How many blocks of a kernel an SM is to hold at once, which bounds a thread's registers.
-template <int P>
-constexpr int blocks_of_an_sm() {
-  return P <= 16 ? 4 : P <= 32 ? 3 : 2;
-}
-
 template <class In, int P, bool backward>
-__global__ void __launch_bounds__(ShortLayout::kThreads, blocks_of_an_sm<P>())
+__global__ void __launch_bounds__(ShortBlock::kThreads, blocks_of_an_sm<P>())
     pairwise_short_kernel(const PairwiseCall call, const ShortLayout layout, const In* grad, In* out, In* out_cols) {
   typedef typename ShortKey<In>::Type Key;
   LOUPE_DYNAMIC_SHARED(shared);
@@ -173,54 +134,34 @@ __global__ void __launch_bounds__(ShortLayout::kThreads, blocks_of_an_sm<P>())
   float* totals = reinterpret_cast<float*>(shared + layout.totals);  // of the gradient, over columns
   int* rows = reinterpret_cast<int*>(shared + layout.lengths);
   int* cols = rows + layout.problems;
-  int* fine = cols + layout.problems;  // whether the lengths are right and the scores finite
-
-  const bool is_row = thread < layout.row_threads, ragged = call.region_lengths || call.phrase_lengths;
-  const int order = is_row ? thread : thread - layout.row_threads;
-  const int problem = (is_row ? layout.by_rows : layout.by_columns).divide(order), place = order - problem * (is_row ? M : N);
-  const int base = problem * layout.size + (is_row ? place * layout.stride : place);
+  int* fine = cols + layout.problems;
+  const ShortProblems problems{call, layout, M, N, rows, cols, fine};
+  const bool ragged = problems.ragged();
+  const ShortThread own_line = ShortThread::of(layout, M, N);
+  const bool is_row = own_line.is_row;
+  const int problem = own_line.problem, place = own_line.place, base = own_line.base;
   const int network = is_row ? layout.row_size : layout.col_size;
-
-  const auto open = [&](int64_t first) {
-    if (thread >= layout.problems || first + thread >= call.B) return;
-    const int64_t m = call.region_lengths ? call.region_lengths[first + thread] : M;
-    const int64_t n = call.phrase_lengths ? call.phrase_lengths[first + thread] : N;
-    const bool valid = m >= 0 && m <= M && n >= 0 && n <= N, any = valid && m > 0 && n > 0;
-    rows[thread] = any ? int(m) : 0;
-    cols[thread] = any ? int(n) : 0;
-    fine[thread] = valid;
-  };
-  const auto at_of = [&](int e) { return e + layout.by_columns.divide(e) * (layout.stride - N); };
-  const auto outside = [&](int e) {
-    const int row = layout.by_columns.divide(e), b = layout.by_rows.divide(row);
-    return row - b * M >= rows[b] || e - row * N >= cols[b];
-  };
 
 #pragma unroll 1
   for (int k = thread; k <= M + N; k += int(blockDim.x)) atoms[k] = LineWeights::atom(k, call.p);
-  open(int64_t(blockIdx.x) * layout.problems);
+  problems.open(int64_t(blockIdx.x) * layout.problems);
   __syncthreads();
   bool prepared = false;
 #pragma unroll 1
   for (int64_t first = int64_t(blockIdx.x) * layout.problems; first < call.B; first += int64_t(gridDim.x) * layout.problems) {
     const int count = call.B - first < layout.problems ? int(call.B - first) : layout.problems;
     if (ragged) {
-      open(first);
+      problems.open(first);
       __syncthreads();
     }
 #pragma unroll 1
     for (int side = 0; side < (call.col_scores ? 2 : 1); ++side) {
       const auto tile = Shared<float>::of(side ? col_tile : row_tile);
-      const In* from = static_cast<const In*>(side ? call.col_scores : call.scores) + first * area;
-      for_each_loaded(from, count * area, [&](int e, float x) {
-        const bool number = fabsf(x) < kBeyond;
-        tile[at_of(e)] = number ? x : 0.0f;  // a line must sort
-        if (!number && !(ragged && outside(e))) fine[layout.by_rows.divide(layout.by_columns.divide(e))] = 0;
-      });
+      problems.load(static_cast<const In*>(side ? call.col_scores : call.scores) + first * area, count, tile);
     }
     if (backward) {
       const auto tile = Shared<float>::of(gradient);
-      for_each_loaded(grad + first * area, count * area, [&](int e, float x) { tile[at_of(e)] = x; });
+      for_each_loaded(grad + first * area, count * area, [&](int e, float x) { tile[problems.at(e)] = x; });
     }
     if (!prepared && thread < 2 * layout.tables && thread / 2 < count && rows[thread / 2] > 0) {
       const int b = thread / 2, m = rows[b], n = cols[b], at = b * weights;
@@ -292,18 +233,15 @@ __global__ void __launch_bounds__(ShortLayout::kThreads, blocks_of_an_sm<P>())
     const auto store = [&](In* to, bool of_rows, bool of_cols) {
 #pragma unroll 4
       for (int e = thread; e < count * area; e += int(blockDim.x)) {
-        const int at = at_of(e);
+        const int at = problems.at(e);
         float x = (of_rows ? row_parts[at] : 0.0f) + (of_cols ? col_parts[at] : 0.0f);
-        if (ragged && outside(e)) {
-          const int b = layout.by_rows.divide(layout.by_columns.divide(e));
-          x = fine[b] || rows[b] ? 0.0f : NAN;  // NaN where the lengths are wrong
-        }
+        if (ragged && problems.outside(e)) x = problems.outside_value(problems.of(e));
         to[first * area + e] = Storage<In>::narrow(x);
       }
     };
     store(out, true, !(backward && out_cols));
     if (backward && out_cols) store(out_cols, false, true);
-    if (!ragged) open(first + int64_t(gridDim.x) * layout.problems);
+    if (!ragged) problems.open(first + int64_t(gridDim.x) * layout.problems);
     __syncthreads();
   }
 }

@@ -1,4 +1,4 @@
-// Lines of up to 64 entries in the registers of one thread: its keys, their sort, and the weights of the sorted places.
+// Lines of up to 64 entries in the registers of one thread: its keys, their sort, and the block that has them.
 #pragma once
 
 #include <cmath>
@@ -119,52 +119,6 @@ struct ShortKey<float> {
   typedef WideKey Type;
 };
 
-// The weights of a sorted line's places for F and G, for a direction's share of the game. `below` sums those of the places
-// after it, `own` is what the place carries itself; backward, `below` starts with the entry's own a and b.
-struct Weights {
-  float f, g;
-};
-struct ShortTable {
-  float a, b;  // forward: of F + G and of G
-  Weights *below, *own;
-};
-
-// By one thread, in double: the weights of `lines` lines with n entries, 0 of the places from n to `size`; as in
-// LineWeights, from a table of its atoms.
-template <bool backward>
-__device__ void prepare_short(ShortTable& table, int lines, int n, int size, double p, double share, const double* atoms) {
-  const bool shapley = LineWeights::shapley(p);
-  const double* terms = atoms + (shapley ? n : 0);
-  double sum = 0, excess = 0;
-#pragma unroll 1
-  for (int t = 0; t < lines; ++t) {
-    sum += terms[t];
-    excess += terms[t] - terms[lines - 1];
-  }
-  const double mean = share * sum / lines, lone = lines > 1 ? share * excess / (double(lines) * (lines - 1)) : 0;
-  const double empty = shapley ? 1 : atoms[n - 1], a = empty * mean, b = empty * lone;
-  table.a = float(a + b);
-  table.b = float(b);
-#pragma unroll 1
-  for (int k = n; k < size; ++k) {
-    table.below[k] = {};
-    if (backward) table.own[k] = {};
-  }
-  double f = 0, g = 0;
-#pragma unroll 1
-  for (int k = n - 1; k >= 0; --k) {
-    table.below[k] = backward ? Weights{float(a + f), float(b + g)} : Weights{float(f + g), float(g)};
-    double w = 0, v = 0;  // the last of them, of place 0, are of no pair
-    if (k > 0) {
-      w = shapley ? share * atoms[k] * atoms[lines + k] : p * atoms[k - 1] * mean;
-      v = !shapley ? p * atoms[k - 1] * lone : lines > 1 ? w * atoms[lines + k - 1] : 0;
-    }
-    if (backward) table.own[k] = {float(w), float(v)};
-    f += w;
-    g += v;
-  }
-}
-
 // The smallest network's size that holds n <= 64 keys.
 LOUPE_HD inline int network_size(int n) {
   return n <= 4 ? 4 : n <= 8 ? 8 : n <= 16 ? 16 : n <= 32 ? 32 : n <= 56 ? 56 : 64;
@@ -191,6 +145,155 @@ __device__ inline void with_size(int size, const Work& work) {
       return work(Size<64>{});
     }
   }
+}
+
+struct Divisor {  // by d = 1 .. 64, of numbers up to 128 d
+  int inverse;
+  static Divisor of(int d) { return {((1 << 20) + d - 1) / d}; }
+  __device__ int divide(int x) const { return (x * inverse) >> 20; }
+};
+
+// Calls work(k, x[k]) for every k < count by the block's threads. A lane takes one number at a time, not sixteen bytes: those
+// would go to shared memory four lanes to a bank.
+template <class In, class Work>
+__device__ inline void for_each_loaded(const In* x, int count, const Work& work) {
+  constexpr int kAhead = 4;  // loads under way before the first is used
+  const int threads = int(blockDim.x);
+#pragma unroll 1
+  for (int first = int(threadIdx.x); first < count; first += kAhead * threads) {
+    In loaded[kAhead];
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a)
+      if (first + a * threads < count) loaded[a] = x[first + a * threads];
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a)
+      if (first + a * threads < count) work(first + a * threads, Storage<In>::widen(loaded[a]));
+  }
+}
+
+// An address in shared memory that stays in one register: from a pointer nvcc makes it anew for every access.
+template <class T>
+struct Shared {
+#ifdef __CUDACC__
+  unsigned start;
+  __device__ static Shared of(T* x) {
+    unsigned start = unsigned(__cvta_generic_to_shared(x));
+    asm volatile("" : "+r"(start));
+    return {start};
+  }
+  __device__ T& at_byte(int at) const { return *static_cast<T*>(__cvta_shared_to_generic(start + at)); }
+#else
+  unsigned char* start;
+  static Shared of(T* x) { return {reinterpret_cast<unsigned char*>(x)}; }
+  T& at_byte(int at) const { return *reinterpret_cast<T*>(emulated::touch(start + at, sizeof(T))); }
+#endif
+  __device__ T& operator[](int k) const { return at_byte(k * int(sizeof(T))); }
+};
+
+// A block of a kernel with a thread per line takes several problems of M, N <= 64 at a time: its first warps have their rows,
+// its others their columns. A tile holds a number per entry, each problem's rows `stride` apart, and room behind them for
+// what is no entry.
+struct ShortBlock {
+  static constexpr int kThreads = 128, kLongest = 64;
+  int problems;              // at a time
+  int row_threads, threads;
+  int stride, size, all;     // floats of a tile's rows, of its problems, and of all of them
+  int tables;                // one for all problems, or one for each
+  int row_size, col_size;    // of the networks
+  Divisor by_rows, by_columns;
+
+  static bool fits(const PairwiseCall& call) { return call.dtype != DType::f64 && call.M <= kLongest && call.N <= kLongest; }
+  static ShortBlock of(const PairwiseCall& call) {
+    const int M = int(call.M), N = int(call.N);
+    ShortBlock x{};
+    for (int count = 1, rows, cols; rows = (count * M + 31) / 32 * 32, cols = (count * N + 31) / 32 * 32, rows + cols <= kThreads; ++count)
+      if (x.problems * (rows + cols) <= count * x.threads || count == 1) {  // as few idle threads as can be
+        x.problems = count;
+        x.row_threads = rows;
+        x.threads = rows + cols;
+      }
+    x.stride = (N + 1) | 1;  // odd: the lanes of a warp that walk along rows hit different banks; one column is no entry's
+    x.size = M * x.stride;
+    x.all = x.problems * x.size;
+    x.tables = call.region_lengths || call.phrase_lengths ? x.problems : 1;
+    x.row_size = network_size(N);
+    x.col_size = network_size(M);
+    x.by_rows = Divisor::of(M);
+    x.by_columns = Divisor::of(N);
+    return x;
+  }
+  int tile_floats(int N) const { return all + problems * N; }
+};
+
+// The problems that a block has at a time: their lengths, and `fine`, whether those are right and the scores finite.
+struct ShortProblems {
+  const PairwiseCall& call;
+  const ShortBlock& block;
+  int M, N;
+  int *rows, *cols, *fine;
+
+  __device__ bool ragged() const { return call.region_lengths || call.phrase_lengths; }
+  __device__ void open(int64_t first) const {
+    const int b = int(threadIdx.x);
+    if (b >= block.problems || first + b >= call.B) return;
+    const int64_t m = call.region_lengths ? call.region_lengths[first + b] : M;
+    const int64_t n = call.phrase_lengths ? call.phrase_lengths[first + b] : N;
+    const bool valid = m >= 0 && m <= M && n >= 0 && n <= N, any = valid && m > 0 && n > 0;
+    rows[b] = any ? int(m) : 0;
+    cols[b] = any ? int(n) : 0;
+    fine[b] = valid;
+  }
+  // Where entry e of the problems' dense matrices is in a tile, and which problem it is of.
+  __device__ int at(int e) const { return e + block.by_columns.divide(e) * (block.stride - N); }
+  __device__ int of(int e) const { return block.by_rows.divide(block.by_columns.divide(e)); }
+  __device__ bool outside(int e) const {
+    const int row = block.by_columns.divide(e), b = block.by_rows.divide(row);
+    return row - b * M >= rows[b] || e - row * N >= cols[b];
+  }
+  __device__ float outside_value(int b) const { return fine[b] || rows[b] ? 0.0f : NAN; }  // NaN: the lengths are wrong
+  // Puts the scores of `count` problems into a tile.
+  template <class In>
+  __device__ void load(const In* scores, int count, Shared<float> tile) const {
+    for_each_loaded(scores, count * M * N, [&](int e, float x) {
+      const bool number = fabsf(x) < kBeyond;
+      tile[at(e)] = number ? x : 0.0f;  // a line must sort
+      if (!number && !(ragged() && outside(e))) fine[of(e)] = 0;
+    });
+  }
+};
+
+// The line of a thread: of which problem, which of its rows or columns, and where that begins in a tile.
+struct ShortThread {
+  bool is_row;
+  int problem, place, base;
+
+  __device__ static ShortThread of(const ShortBlock& block, int M, int N) {
+    const int thread = int(threadIdx.x);
+    const bool is_row = thread < block.row_threads;
+    const int order = is_row ? thread : thread - block.row_threads;
+    const int problem = (is_row ? block.by_rows : block.by_columns).divide(order), place = order - problem * (is_row ? M : N);
+    return {is_row, problem, place, problem * block.size + (is_row ? place * block.stride : place)};
+  }
+};
+
+// A thread's line: n entries `step` floats apart in a tile, of the S that are sorted; those that are none have the place `none`.
+struct ShortLine {
+  int n, step, none;
+};
+
+template <int S, bool stable, class Key>
+__device__ inline void take_line(Key* key, Shared<float> scores, ShortLine line) {
+#pragma unroll
+  for (int k = 0; k < S; ++k)
+    key[k] = k < line.n ? Key::template of<stable>(scores[k * line.step], k, line.step)
+                        : Key::template of<stable>(-kBeyond, 1, line.none);
+  Key::template sort<S, stable>(key);
+}
+
+// How many blocks of a kernel an SM is to hold at once, which bounds a thread's registers.
+template <int P>
+constexpr int blocks_of_an_sm() {
+  return P <= 16 ? 4 : P <= 32 ? 3 : 2;
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Exact values and same-side pairs on a GPU: a block per problem, tiled as in pairwise.cu. Forward, warps sort lines
+// Exact values and same-side pairs on a GPU: small problems by sides_short.cuh, others by a block each, tiled as in pairwise.cu. Forward, warps sort lines
 // and leave H of every entry in the tile and two sums a line in shared memory; then a thread takes a player, or a pair of
 // them, at a time. Backward, a thread collects what reaches H of an entry, then the sorted lines are swept. No atomics: the
 // same bits every time.
@@ -6,12 +6,12 @@
 #include "sides.h"
 
 #include "lines.cuh"
+#include "sides_short.cuh"
 
 namespace loupe {
 namespace {
 
-// What a sorted line's places carry: `own` in the line's sum, `other` in the sum over all lines; H rises by `slope` from a
-// place to the one above it, which is `step` less than at the place before.
+// What a sorted line's places carry: the numbers of SideWeights; `step` is how much less the slope is than at the place before.
 template <class T>
 struct SideTable {
   T *own, *other, *slope, *step;
@@ -21,39 +21,15 @@ struct SideTable {
 template <class T>
 __device__ void prepare(SideTable<T>& table, T* arrays, int size, int lines, int n, const PairwiseCall& call, int order,
                         int lane) {
-  LinePairWeights pair = LinePairWeights::start(weights_by_warp(lines, n, call.p, lane));
-  double c_sum = 0, d_sum = 0;
-  for (int t = lane; order == 2 && t < pair.terms(); t += 32) {
-    c_sum += pair.c_term(t);
-    d_sum += pair.d_term(t);
-  }
-  pair.finish(warp_sum(c_sum), warp_sum(d_sum));
-  const LineWeights& line = pair.line;
-  const double share = call.share();
-  const auto slope_of = [&](int k) { return share * line.w(order == 1 ? k + 1 : k < 1 ? 1 : k); };
   T *own = arrays, *other = arrays + size, *slope = arrays + 2 * size, *step = arrays + 3 * size;
   if (lane == 0) table = {own, other, slope, step};
-  double c_carry = pair.c_last, d_carry = pair.d_last;  // of the places after this round's
-  for (int base = (n - 1) / 32 * 32; base >= 0; base -= 32) {
-    const int k = base + lane, r = k + 1;
-    double c = order == 2 && r < n ? pair.c_step(r) : 0, d = order == 2 && r < n ? pair.d_step(r) : 0;
-    for (int distance = 1; distance < 32; distance *= 2) {  // become the sums from this lane on
-      const double more_c = __shfl_down_sync(kWarp, c, distance, 32), more_d = __shfl_down_sync(kWarp, d, distance, 32);
-      if (lane + distance < 32) {
-        c += more_c;
-        d += more_d;
-      }
-    }
-    if (k < n) {
-      const int place = padded(k);
-      slope[place] = T(slope_of(k));
-      step[place] = k > 0 ? T(slope_of(k - 1) - slope_of(k)) : T(0);
-      own[place] = T(share * (order == 1 ? line.w(r) + line.v(r) : c_carry + c + d_carry + d));
-      other[place] = T(share * (order == 1 ? line.v(r) : d_carry + d));
-    }
-    c_carry += __shfl_sync(kWarp, c, 0, 32);
-    d_carry += __shfl_sync(kWarp, d, 0, 32);
-  }
+  SideWeights::by_warp(lines, n, call, order, lane, [&](int k, const SideWeights& weights) {
+    const int place = padded(k);
+    own[place] = T(weights.own);
+    other[place] = T(weights.other);
+    slope[place] = T(weights.slope(k));
+    step[place] = k > 0 ? T(weights.slope(k - 1) - weights.slope(k)) : T(0);
+  });
 }
 
 template <class T>
@@ -207,10 +183,6 @@ __device__ void collect(const Lines<T, Table>& lines, int order, const T* square
   __syncthreads();
 }
 
-struct Results {  // or, for backward, their gradients, which are read
-  void *regions, *phrases;
-};
-
 template <class T, int kMost, bool backward>
 __global__ void LOUPE_LINE_BOUNDS(T, kMost)
     sides_kernel(PairwiseCall call, int order, Layout layout, Results results, void* out, void* out_cols, unsigned char* scratch) {
@@ -307,30 +279,34 @@ Layout layout_of(const PairwiseCall& call, int order, bool backward) {
   return Layout::of<T>(call, 12, call.col_scores ? 4 : 3, order == 2 && backward ? longest * (longest | 1) : 0);
 }
 
-template <class T, bool backward>
-void launch_of(const PairwiseCall& call, int order, const Results& results, void* out, void* out_cols, void* scratch,
-               void* stream) {
-  const Layout layout = layout_of<T>(call, order, backward);
-  const auto launch = [&](auto kernel) {
-    LOUPE_LAUNCH(kernel, unsigned(layout.blocks(call.B)), unsigned(32 * layout.warps), layout.shared_bytes, stream, call,
-                 order, layout, results, out, out_cols, static_cast<unsigned char*>(scratch));
-  };
-  if (layout.most == kLong) launch(sides_kernel<T, kLong, backward>);
-  else launch(sides_kernel<T, kShort, backward>);
+template <class T, int kMost, bool backward>
+void launch_in_blocks(const PairwiseCall& call, int order, const Layout& layout, const Results& results, void* out,
+                      void* out_cols, void* scratch, void* stream) {
+  LOUPE_LAUNCH((sides_kernel<T, kMost, backward>), unsigned(layout.blocks(call.B)), unsigned(32 * layout.warps),
+               layout.shared_bytes, stream, call, order, layout, results, out, out_cols, static_cast<unsigned char*>(scratch));
 }
 
 template <bool backward>
 void launch(const PairwiseCall& call, int order, const Results& results, void* out, void* out_cols, void* scratch,
             void* stream) {
   if (call.B == 0 || call.M == 0 || call.N == 0) return;
-  if (call.dtype == DType::f64) launch_of<double, backward>(call, order, results, out, out_cols, scratch, stream);
-  else launch_of<float, backward>(call, order, results, out, out_cols, scratch, stream);
+  if (SidesShortLayout::fits(call, order, backward)) {
+    launch_short<backward>(call, order, results, out, out_cols, stream);
+  } else if (call.dtype != DType::f64) {
+    const Layout layout = layout_of<float>(call, order, backward);
+    launch_in_blocks<float, kLong, backward>(call, order, layout, results, out, out_cols, scratch, stream);
+  } else {
+    const Layout layout = layout_of<double>(call, order, backward);
+    if (layout.most == kLong)
+      launch_in_blocks<double, kLong, backward>(call, order, layout, results, out, out_cols, scratch, stream);
+    else launch_in_blocks<double, kShort, backward>(call, order, layout, results, out, out_cols, scratch, stream);
+  }
 }
 
 }  // namespace
 
 int64_t sides_scratch_bytes_cuda(const PairwiseCall& call, int order, bool backward) {
-  if (call.B == 0 || call.M == 0 || call.N == 0) return 0;
+  if (call.B == 0 || call.M == 0 || call.N == 0 || SidesShortLayout::fits(call, order, backward)) return 0;
   const Layout layout =
       call.dtype == DType::f64 ? layout_of<double>(call, order, backward) : layout_of<float>(call, order, backward);
   return layout.in_shared ? 0 : layout.blocks(call.B) * layout.matrix_bytes;

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -68,11 +69,11 @@ def pairwise(
     return list(out.view(-1, *scores.shape)) if scores.numel() else [torch.empty_like(scores)]
 
 
-def pairwise_banks(scores: Tensor, grad: Tensor | None = None) -> tuple[int, int]:
-    """Accesses to shared memory of csrc/cuda/pairwise_short.cuh, and the cycles that they take with bank conflicts."""
+def banks(kernel: Callable[..., object], *arguments: object, **options: object) -> tuple[int, int]:
+    """Shared-memory accesses of `pairwise` or `sides` on short lines, and their cycles with bank conflicts."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "banks")
-        pairwise(scores, grad=grad, EMULATED_BANKS=str(file))
+        kernel(*arguments, **options, EMULATED_BANKS=str(file))
         accesses, cycles = map(int, file.read_text().split())
     return accesses, cycles
 
