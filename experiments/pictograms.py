@@ -6,7 +6,7 @@ It trains in the folder RUN (again, and it goes on from there), and writes there
 test scenes say, results.json; curve.png and cases.png. A folder of drawings holds PNG or SVG files named by lower-case
 code points, such as img/google/64 of the npm package emoji-datasource-google. Test scenes are drawn with those of
 --style too; training scenes with those of each --drawings, equally many with each and with OpenMoji. Settings are
-those of `loupe train`. The heat is judged twice: of phrases, and of what they have beyond their mean.
+those of `loupe train`. How heat is read is chosen on validation scenes.
 """
 
 import argparse
@@ -26,11 +26,10 @@ from PIL import Image
 from loupe_ext._io import write
 from loupe_ext.data import Grounded, Pairs, load
 from loupe_ext.data.pictograms import Pixels, Sprites, cut, groups, openmoji, pictogram_scenes, rendered
-from loupe_ext.model.heat import heat_boxes, heat_maps, peaks
 from loupe_ext.model.regions import box_iou
 from loupe_ext.train import Config, Pretrained, Progress, fit, from_pretrained, metrics
-from loupe_ext.zeroshot.evaluate import Encoded, choose_threshold, encode, evaluate
-from loupe_ext.zeroshot.grounding import chosen_boxes, grounding_accuracy, pointing_accuracy
+from loupe_ext.zeroshot.evaluate import choose_heat, evaluate
+from loupe_ext.zeroshot.grounding import chosen_boxes
 
 SHOWN = {
     "pointing": "pointing",
@@ -69,36 +68,15 @@ def training(size: int, folders: list[Path]) -> Pairs:
     return Pairs(*(torch.cat([getattr(part, field) for part in parts]) for field in fields), parts[0].vocabulary)
 
 
-def centred(seen: Encoded) -> torch.Tensor:
-    """The heat of what each phrase has beyond the mean of all phrases, [N, h, w]."""
-    mean = torch.cat([text.phrases[text.phrase_mask] for text in seen.texts]).mean(0)
-    pairs = zip(seen.images, seen.texts, strict=True)
-    return torch.cat([heat_maps(i.patches, t.phrases - mean)[t.phrase_mask] for i, t in pairs])
-
-
 def tests(trained: Pretrained, validation: Grounded, scenes: int, other: Path | None) -> dict[str, dict[str, float]]:
     """The metrics on test scenes, on those with held-out names, and on test scenes in the other style."""
-    model = trained.model
     sets = {split: load("pictograms", split, scenes) for split in ("test", "held-out")}
     if other is not None:
         sets["other style"] = pictogram_scenes(2, scenes, 0, style(other))
-    threshold = choose_threshold(model, validation)
-    seen = encode(model, validation)
-    accuracy = {t: box_accuracy(centred(seen), seen, t)["acc50"] for t in (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)}
-    of_centred = max(accuracy, key=accuracy.__getitem__)
-    found = {}
-    for name, each in sets.items():
-        seen = encode(model, each)
-        heat = centred(seen)
-        boxes = box_accuracy(heat, seen, of_centred)
-        found[name] = evaluate(model, each, trained.objective, threshold)
-        found[name]["centred_pointing"] = pointing_accuracy(peaks(heat, seen.patch), seen.boxes)
-        found[name] |= {f"centred_{key}": boxes[key] for key in ("acc50", "acc30", "miou")}
-    return found
-
-
-def box_accuracy(heat: torch.Tensor, seen: Encoded, threshold: float) -> dict[str, float]:
-    return grounding_accuracy(heat_boxes(heat, threshold, seen.patch), seen.boxes)
+    rule = choose_heat(trained.model, validation)
+    return {
+        name: evaluate(trained.model, each, trained.objective, *rule) | rule._asdict() for name, each in sets.items()
+    }
 
 
 def curve(lines: list[dict[str, Any]]) -> list[dict[str, float]]:

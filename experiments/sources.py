@@ -31,7 +31,7 @@ from loupe_ext.losses import alignment_interactions, sampled_interactions
 from loupe_ext.objective import FSA, Seen
 from loupe_ext.train import Config, build, fit
 from loupe_ext.train.step import Step
-from loupe_ext.zeroshot.evaluate import choose_threshold, evaluate
+from loupe_ext.zeroshot.evaluate import choose_heat, evaluate
 
 SOURCES = {
     "exact": {},
@@ -128,7 +128,7 @@ def learn(row: str, seed: int, options: argparse.Namespace) -> list[dict[str, ob
         folder = options.out / f"{row}-{source.replace(' ', '-')}-{seed}"
         trained = fit(pairs, config, path=folder)
         step = Step(trained.model, trained.objective)
-        scores = evaluate(trained.model, held[1], trained.objective, choose_threshold(trained.model, held[0]))
+        scores = evaluate(trained.model, held[1], trained.objective, *choose_heat(trained.model, held[0]))
         late = trained.history["step"] > options.steps * 4 / 5
         logged = {name: trained.history.get(f"fsa_unsil_{name}") for name in ("computed", *CALIBRATION)}
         logged = {name: value for name, value in logged.items() if value is not None}

@@ -211,15 +211,15 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from loupe_ext.data import DATASETS, load
     from loupe_ext.train import from_pretrained
-    from loupe_ext.zeroshot.evaluate import choose_threshold, evaluate
+    from loupe_ext.zeroshot.evaluate import choose_heat, evaluate
 
     require("faster-coco-eval", "scipy")
     model, objective, config = from_pretrained(options.folder)
     data = options.data or config.data.dataset
     check_choice("--data", data, DATASETS)
     test = load(data, "test", options.scenes)
-    threshold = choose_threshold(model, load(data, "validation", max(1, options.scenes // 2)))
-    for name, value in evaluate(model, test, objective, threshold).items():
+    rule = choose_heat(model, load(data, "validation", max(1, options.scenes // 2)))
+    for name, value in evaluate(model, test, objective, *rule).items():
         print(f"{name:16} {value:.4f}")
 
 

@@ -748,9 +748,15 @@ CALLS = {
     ),
     "evaluate": (
         evaluate.evaluate,
-        {"model": a(MODEL), "scenes": a(SCENES), "objective": a(OBJECTIVE, "None"), "threshold": a(0.5)},
+        {
+            "model": a(MODEL),
+            "scenes": a(SCENES),
+            "objective": a(OBJECTIVE, "None"),
+            "threshold": a(0.5),
+            "centred": a(True),
+        },
     ),
-    "choose_threshold": (evaluate.choose_threshold, {"model": a(MODEL), "validation": a(SCENES)}),
+    "choose_heat": (evaluate.choose_heat, {"model": a(MODEL), "validation": a(SCENES)}),
     "chunk": (loupe_ext.phrases.chunk, {"text": a("a dog", "str")}),
     **{
         kind.__name__: settings(kind)

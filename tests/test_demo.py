@@ -25,6 +25,7 @@ def result(row: str, seed: int, value: float, **more: float) -> dict:
         "data": "scenes",
         "seed": seed,
         "threshold": 0.3,
+        "centred": False,
         "milliseconds_per_step": 50.0,
         "metrics": metrics,
     }

@@ -311,7 +311,8 @@ class TestEvaluate:
         pooled = objective.config.cmc.weight > 0
         assert len(parts.images) == 3
         assert torch.equal(parts.boxes, whole.boxes)
-        torch.testing.assert_close(parts.heat, whole.heat)
+        for options in ((False, False), (True, False), (True, True)):
+            torch.testing.assert_close(parts.heat(*options), whole.heat(*options))
         for x, y in zip(evaluation.similarities(parts, pooled), evaluation.similarities(whole, pooled), strict=True):
             torch.testing.assert_close(x, y)
 
@@ -345,8 +346,29 @@ class TestEvaluate:
         for i in range(n):
             other = (i + 1) % n
             want += [patches[i] @ phrases[other, k % lengths[other]] for k in range(lengths[i])]
-        torch.testing.assert_close(evaluation.heat_of_others(seen), torch.stack(want))
+        torch.testing.assert_close(seen.heat(others=True), torch.stack(want))
         assert "pointing_shuffled" not in evaluation.evaluate(built()[0], data.load("scenes", "test", 1))
+
+    def test_centred_heat_is_that_of_phrases_less_their_mean(self):
+        seen = evaluation.encode(built()[0], scenes(), batch_size=7)
+        mean = torch.cat([x.phrases[x.phrase_mask] for x in seen.texts]).mean(0)
+        shared = torch.cat(
+            [
+                (image.patches @ mean)[:, None].expand(-1, text.phrases.shape[1], -1, -1)[text.phrase_mask]
+                for image, text in zip(seen.images, seen.texts, strict=True)
+            ]
+        )
+        for others in (False, True):
+            torch.testing.assert_close(seen.heat(True, others), seen.heat(others=others) - shared)
+        alone = dataclasses.replace(
+            seen,
+            images=seen.images[:1],
+            texts=[dataclasses.replace(seen.texts[0], phrase_lengths=torch.eye(7).long()[0])],
+        )
+        assert torch.equal(alone.heat(True), alone.heat())
+        model, objective = built()
+        both = [evaluation.evaluate(model, scenes(), objective, 0.5, centred) for centred in (False, True)]
+        assert both[0]["miou"] != both[1]["miou"]
 
     def test_scenes_without_classes_are_not_detected_in(self):
         bare = dataclasses.replace(
@@ -359,15 +381,15 @@ class TestEvaluate:
         """The conventions of maps, points and boxes agree, and each map belongs to its box."""
 
         def maps(patches, phrases):
-            start = len(done) * 7
+            start = len(done) % 3 * 7
+            of_others = len(done) >= 3
             done.append(scenes().boxes[start : start + 7].nan_to_num(0))
-            return coverage(done[-1], 16, 16).unflatten(-1, (16, 16))
+            return coverage(done[-1].flip(0) if of_others else done[-1], 16, 16).unflatten(-1, (16, 16))
 
         done = []
         encode = functools.partial(evaluation.encode, batch_size=7)
         monkeypatch.setattr(evaluation, "encode", encode)
         monkeypatch.setattr(heat, "heat_maps", maps)
-        monkeypatch.setattr(evaluation, "heat_of_others", lambda seen: seen.heat.flip(0))
         metrics = judged(scenes(), **NO_BOXES)
         assert metrics["pointing"] == metrics["acc50"] == 1 > metrics["pointing_shuffled"]
         assert metrics["miou"] > 0.75
@@ -391,7 +413,7 @@ class TestEvaluate:
         model.vocabulary = data.Vocabulary([*words[:4], words[5], words[4], *words[6:]])
         for name, judge in (
             ("scenes", lambda: evaluation.evaluate(model, scenes())),
-            ("validation", lambda: evaluation.choose_threshold(model, scenes())),
+            ("validation", lambda: evaluation.choose_heat(model, scenes())),
         ):
             with pytest.raises(ValueError, match=f"{name}: .* id 5 to be {words[5]!r}, got {words[4]!r}"):
                 judge()
@@ -430,7 +452,11 @@ class TestEvaluate:
         for name in GROUNDING - {"miou"}:  # one fewer, which was a hit or a miss
             assert round(metrics[name] * (n - 1), 6) in {round(whole[name] * n, 6), round(whole[name] * n - 1, 6)}
 
-    def test_the_threshold_is_the_one_that_grounds_most(self, monkeypatch):
+    def test_the_rule_of_heat_is_the_one_that_grounds_most(self, monkeypatch):
         boxes = lambda maps, threshold, patch: true_boxes() * (1 if threshold in (0.45, 0.6) else 9)  # noqa: E731
         monkeypatch.setattr(heat, "heat_boxes", boxes)
-        assert evaluation.choose_threshold(built()[0], scenes()) == 0.45  # the first of the best
+        assert evaluation.choose_heat(built()[0], scenes()) == (0.45, False)  # the first of the best
+        plain = evaluation.encode(built()[0], scenes()).heat()
+        better = lambda maps, threshold, patch: true_boxes() * (9 if torch.equal(maps, plain) else 1)  # noqa: E731
+        monkeypatch.setattr(heat, "heat_boxes", better)
+        assert evaluation.choose_heat(built()[0], scenes()) == (evaluation.THRESHOLDS[0], True)

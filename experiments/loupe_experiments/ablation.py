@@ -186,7 +186,7 @@ def comma_separated(passes: dict[str, list[Result]]) -> str:
     """Every run, unrounded, one a line."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    facts = ("data", "row", "seed", "steps", "threshold", "milliseconds_per_step")
+    facts = ("data", "row", "seed", "steps", "threshold", "centred", "milliseconds_per_step")
     circumstances = ("cpu", "cores", "python", "torch", "date")
     metrics = list(dict.fromkeys([*table.COLUMNS, *(name for name in HEADS if name not in table.COUNTS)]))
     writer.writerow(["pass", *facts, *metrics, *circumstances])

@@ -21,7 +21,7 @@ from loupe_ext._io import write
 from loupe_ext.data import Grounded, load
 from loupe_ext.extras import needs
 from loupe_ext.train import Interrupted, Progress, checkpoint, fit
-from loupe_ext.zeroshot.evaluate import choose_threshold, evaluate
+from loupe_ext.zeroshot.evaluate import choose_heat, evaluate
 
 Result = dict[str, Any]
 
@@ -69,7 +69,7 @@ def _cpu() -> str:
 
 
 def perform(run: Run, out: Path) -> Result:
-    """Train on the training split, choose the heat threshold on validation, and report on test."""
+    """Train on the training split, choose on validation how heat is read, and report on test."""
     _tell(run, "drawing scenes")
     pairs = _scenes(run.data, "train", run.config.data.train_size).pairs
 
@@ -79,7 +79,7 @@ def perform(run: Run, out: Path) -> Result:
     trained = fit(pairs, run.config, path=folder_of(out, run), report=report)
     _tell(run, "evaluating")
     validation = _scenes(run.data, "validation", max(1, run.evaluation_scenes // 2))
-    threshold = choose_threshold(trained.model, validation)
+    rule = choose_heat(trained.model, validation)
     test = _scenes(run.data, "test", run.evaluation_scenes)
     result = {
         "row": run.row.key,
@@ -88,9 +88,9 @@ def perform(run: Run, out: Path) -> Result:
         **_identity(run),
         **_circumstances(),
         "steps": run.steps,
-        "threshold": threshold,
+        **rule._asdict(),
         "milliseconds_per_step": 1000 * trained.seconds_per_step,
-        "metrics": evaluate(trained.model, test, trained.objective, threshold),
+        "metrics": evaluate(trained.model, test, trained.objective, *rule),
     }
     write(result_path(out, run), json.dumps(result, indent=1))
     return result

@@ -106,7 +106,7 @@ def comma_separated(results: Sequence[Result]) -> str:
     """Every run, unrounded, one a line."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    names = ["data", "row", "seed", "threshold", "milliseconds_per_step"]
+    names = ["data", "row", "seed", "threshold", "centred", "milliseconds_per_step"]
     writer.writerow([*names, *COLUMNS])
     for result in results:
         writer.writerow([*(result[name] for name in names), *(result["metrics"].get(name, "") for name in COLUMNS)])

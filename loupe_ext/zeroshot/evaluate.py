@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from loupe_ext._checks import check_kind
+from loupe_ext._checks import check_flag, check_kind
 from loupe_ext._dtypes import promoted
 from loupe_ext.data.grounded import Grounded
 from loupe_ext.losses import late_interaction_similarity
@@ -18,7 +18,18 @@ from loupe_ext.objective import Objective, ObjectiveConfig
 from loupe_ext.zeroshot import detection, grounding
 from loupe_ext.zeroshot.retrieval import recalls
 
-THRESHOLDS = tuple(i / 20 for i in range(4, 17))
+THRESHOLDS = tuple(i / 20 for i in range(2, 17))
+
+
+class HeatRule(NamedTuple):
+    """How heat is read: the threshold of `heat_boxes`, and whether heat is that of phrases less the mean of all.
+
+    Losses compare phrases, and leave open what all of them share. What a phrase has beyond that covers the whole of a
+    thing after long training, when the phrase itself is like no more than its telling parts.
+    """
+
+    threshold: float = 0.3
+    centred: bool = False
 
 
 @dataclass(frozen=True)
@@ -27,12 +38,35 @@ class Encoded:
 
     images: list[ImageFeatures]
     texts: list[TextFeatures]
-    heat: Tensor  # [N, h, w]
     boxes: Tensor  # [N, 4], true
 
     @property
     def patch(self) -> float:
         return self.images[0].patch
+
+    def heat(self, centred: bool = False, others: bool = False) -> Tensor:
+        """[N, h, w]; `others`: of a phrase of the next scene's caption (of the last scene, the first one's) for each.
+
+        `centred` as in `HeatRule`; of one phrase alone, it is the phrase's own.
+        """
+        masks = [text.phrase_mask for text in self.texts]
+        phrases = [text.phrases for text in self.texts]
+        named = torch.cat([x[mask] for x, mask in zip(phrases, masks, strict=True)])
+        mean = named.mean(0) if centred and len(named) > 1 else torch.zeros_like(phrases[0][0, 0])
+        if others:
+            phrases = list(self._other_phrases().split([len(x) for x in phrases]))
+        return torch.cat(
+            [
+                heat.heat_maps(image.patches, of - mean if centred else of)[mask]
+                for image, of, mask in zip(self.images, phrases, masks, strict=True)
+            ]
+        )
+
+    def _other_phrases(self) -> Tensor:
+        phrases = torch.cat([text.phrases for text in self.texts]).roll(-1, 0)
+        lengths = torch.cat([text.phrase_lengths for text in self.texts])
+        at = torch.arange(phrases.shape[1], device=phrases.device) % lengths.roll(-1)[:, None]
+        return phrases.gather(1, at[..., None].expand_as(phrases))
 
 
 @torch.no_grad()
@@ -40,16 +74,15 @@ def encode(model: Any, scenes: Grounded, batch_size: int = 200, name: str = "sce
     """Raises TypeError, ValueError: there are no scenes, or their words are not those that the model knows."""
     check_scenes(model, scenes, name)
     device = device_of(model)
-    images, texts, maps = [], [], []
+    images, texts = [], []
     for start in range(0, len(scenes), batch_size):
         part = scenes.pairs.batch(slice(start, start + batch_size)).to(device)
         image = model.encode_image(part.images, **part.image_options)
         text = model.encode_text(part.tokens, part.spans, part.phrase_lengths, **part.text_options)
         images.append(image)
         texts.append(text)
-        maps.append(heat.heat_maps(image.patches, text.phrases)[text.phrase_mask])
     named = torch.arange(scenes.boxes.shape[1]) < scenes.pairs.phrase_lengths[:, None]
-    return Encoded(images, texts, torch.cat(maps), scenes.boxes[named])
+    return Encoded(images, texts, scenes.boxes[named])
 
 
 def check_scenes(model: Any, scenes: Grounded, name: str) -> None:
@@ -70,19 +103,25 @@ def check_scenes(model: Any, scenes: Grounded, name: str) -> None:
         raise ValueError(f"{name}: expected a vocabulary of {count} ids at most, got {len(given)}")
 
 
-def choose_threshold(model: Any, validation: Grounded) -> float:
-    """The threshold of `heat_boxes` that grounds the most phrases at IoU 0.5. On validation scenes, never on test."""
+@torch.no_grad()
+def choose_heat(model: Any, validation: Grounded) -> HeatRule:
+    """The rule by which heat grounds the most phrases at IoU 0.5. On validation scenes, never on test.
+
+    Raises TypeError, ValueError: there are no scenes, or their words are not those that the model knows.
+    """
     seen = encode(model, validation, name="validation")
-    accuracy = [
-        grounding.grounding_accuracy(heat.heat_boxes(seen.heat, threshold, seen.patch), seen.boxes)["acc50"]
-        for threshold in THRESHOLDS
-    ]
-    return THRESHOLDS[max(range(len(THRESHOLDS)), key=accuracy.__getitem__)]
+    accuracy = {}
+    for centred in (False, True):
+        maps = seen.heat(centred)
+        for threshold in THRESHOLDS:
+            boxes = heat.heat_boxes(maps, threshold, seen.patch)
+            accuracy[HeatRule(threshold, centred)] = grounding.grounding_accuracy(boxes, seen.boxes)["acc50"]
+    return max(accuracy, key=accuracy.__getitem__)
 
 
 @torch.no_grad()
 def evaluate(
-    model: Any, scenes: Grounded, objective: Objective | None = None, threshold: float = 0.3
+    model: Any, scenes: Grounded, objective: Objective | None = None, threshold: float = 0.3, centred: bool = False
 ) -> dict[str, float]:
     """Retrieval by the similarity the model was trained on; grounding by `heat_boxes`, and by its proposals if any.
 
@@ -99,7 +138,8 @@ def evaluate(
         objective: what the model was trained with. It says whether whole embeddings were contrasted (else retrieval is
             by late interaction), whether boxes were learned, and the temperature of regions and phrases. None: whole
             embeddings, and the model's proposals if it has a region head, by the defaults of `ObjectiveConfig`.
-        threshold: of `heat_boxes`, 0 to below 1; `choose_threshold` has one.
+        threshold: of `heat_boxes`, 0 to below 1. centred: whether heat is that of phrases less their mean. Both are a
+            `HeatRule`; `choose_heat` finds one.
 
     Returns:
         "i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5"; "pointing" and, of two scenes or more, its control "pointing_shuffled";
@@ -112,14 +152,16 @@ def evaluate(
         TypeError, ValueError: an argument has the wrong type or value, or the scenes have other words than the model.
     """
     check_kind("objective", objective, (Objective, type(None)), "an Objective")
+    centred = check_flag("centred", centred)
     seen = encode(model, scenes)
     config = ObjectiveConfig() if objective is None else objective.config
     metrics = recalls(*similarities(seen, config.cmc.weight > 0))
-    metrics["pointing"] = grounding.pointing_accuracy(heat.peaks(seen.heat, seen.patch), seen.boxes)
+    maps = seen.heat(centred)
+    metrics["pointing"] = grounding.pointing_accuracy(heat.peaks(maps, seen.patch), seen.boxes)
     if len(scenes) > 1:
-        control = heat.peaks(heat_of_others(seen), seen.patch)
+        control = heat.peaks(seen.heat(centred, others=True), seen.patch)
         metrics["pointing_shuffled"] = grounding.pointing_accuracy(control, seen.boxes)
-    metrics |= grounding.grounding_accuracy(heat.heat_boxes(seen.heat, threshold, seen.patch), seen.boxes)
+    metrics |= grounding.grounding_accuracy(heat.heat_boxes(maps, threshold, seen.patch), seen.boxes)
     if config.learns_boxes and seen.images[0].boxes is not None:
         scale = config.logit_scale if objective is None else objective.local_logit_scale()
         known = scenes.prompts
@@ -140,19 +182,6 @@ def evaluate(
         if scores:
             metrics |= detection.average_precision(torch.cat(found), torch.cat(scores), scenes.objects, scenes.classes)
     return metrics
-
-
-@torch.no_grad()
-def heat_of_others(seen: Encoded) -> Tensor:
-    """The heat of a phrase of the next scene's caption (of the last scene, the first one's) for each phrase."""
-    phrases = torch.cat([text.phrases for text in seen.texts]).roll(-1, 0)
-    lengths = torch.cat([text.phrase_lengths for text in seen.texts])
-    there = torch.cat([text.phrase_mask for text in seen.texts])
-    at = torch.arange(phrases.shape[1], device=phrases.device) % lengths.roll(-1)[:, None]
-    phrases = phrases.gather(1, at[..., None].expand_as(phrases))
-    sizes = [len(text.phrases) for text in seen.texts]
-    parts = zip(seen.images, phrases.split(sizes), there.split(sizes), strict=True)
-    return torch.cat([heat.heat_maps(image.patches, of)[mask] for image, of, mask in parts])
 
 
 def similarities(seen: Encoded, pooled: bool = True) -> tuple[Tensor, Tensor]:
