@@ -753,7 +753,7 @@ CALLS = {
             "scenes": a(SCENES),
             "objective": a(OBJECTIVE, "None"),
             "threshold": a(0.5),
-            "centred": a(True),
+            "centred": flag(),
         },
     ),
     "choose_heat": (evaluate.choose_heat, {"model": a(MODEL), "validation": a(SCENES)}),

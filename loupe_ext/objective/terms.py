@@ -264,7 +264,7 @@ class Boxes(_Term):
 
     weight: float = setting(2.0, 0)
     images: int = setting(32, 1, MANY)
-    threshold: float = setting(0.3, 0, 1, below=True)
+    threshold: float = setting(0.25, 0, 1, below=True)
     colour: float = setting(1.0, 0)
     centred: bool = setting(True)
     gated: ClassVar[bool] = True

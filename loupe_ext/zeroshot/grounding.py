@@ -99,7 +99,7 @@ def _share(hits: Tensor) -> float:
     return hits.double().mean().item()
 
 
-def choose_proposals(features: Tensor, confidence: Tensor, phrases: Tensor, sharpness: float = 5.0) -> Tensor:
+def choose_proposals(features: Tensor, confidence: Tensor, phrases: Tensor, sharpness: float = 10.0) -> Tensor:
     """The proposal that each phrase picks: the best by sharpness * cosine + log sigmoid(confidence).
 
     Args:
