@@ -24,6 +24,7 @@ def result(row: str, data: str, seed: int, milliseconds: float, value: float = 0
         "seed": seed,
         "steps": 100,
         "threshold": 0.3,
+        "centred": False,
         "milliseconds_per_step": milliseconds,
         "metrics": dict.fromkeys(METRICS, value) | more,
         "cpu": "Abacus",

@@ -622,7 +622,10 @@ CALLS = {
     ),
     "heat_maps": (heat.heat_maps, {"patches": x("Bhwd"), "phrases": x("BPd")}),
     "peaks": (heat.peaks, {"heat": x("nhw", "empty n"), "patch": a(4, "float, huge")}),
-    "heat_boxes": (heat.heat_boxes, {"heat": x("nhw", "empty n"), "threshold": a(0.5), "patch": a(2.0, "float")}),
+    "heat_boxes": (
+        heat.heat_boxes,
+        {"heat": x("nhw", "empty n"), "threshold": a(0.5), "patch": a(2.0, "float"), "by": a("peak")},
+    ),
     "sharpened": (
         heat.sharpened,
         {

@@ -371,14 +371,21 @@ class TestHeat:
         assert heat.heat_boxes(maps, 0.5).tolist() == [[44, 20, 48, 24]]
         assert heat.peaks(maps).tolist() == [[46, 22]]
 
+    @pytest.mark.parametrize("by", heat.LEVELS)
     @pytest.mark.parametrize("value", [0.0, 0.5, -1.0])
-    def test_a_constant_map_shows_the_whole_image(self, value):
-        assert heat.heat_boxes(torch.full((1, 4, 6), value), 0.9).tolist() == [[0, 0, 24, 16]]
+    def test_a_constant_map_shows_the_whole_image(self, value, by):
+        assert heat.heat_boxes(torch.full((1, 4, 6), value), 0.9, by=by).tolist() == [[0, 0, 24, 16]]
 
+    @pytest.mark.parametrize("by", heat.LEVELS)
     @pytest.mark.parametrize("value", [0.1, 1e-30, 1e30])
-    def test_a_box_is_never_empty(self, value):
-        box = heat.heat_boxes(torch.full((1, 4, 6), value), 0.9)[0]
+    def test_a_box_is_never_empty(self, value, by):
+        box = heat.heat_boxes(torch.full((1, 4, 6), value), 0.9, by=by)[0]
         assert (box[2:] > box[:2]).all()
+
+    def test_a_level_of_many_deviations_is_the_peak(self):
+        maps = torch.zeros(1, 16, 16)
+        maps[0, 5, 11] = 1
+        assert heat.heat_boxes(maps, 100.0, by="deviation").tolist() == heat.heat_boxes(maps, 0.999).tolist()
 
     def test_colour_draws_the_outline_that_heat_misses(self):
         images = torch.full((1, 3, 64, 64), 90, dtype=torch.uint8)
@@ -431,11 +438,13 @@ class TestHeat:
         assert torch.equal(heat.heat_boxes(maps, 0.3)[[0, 299]], heat.heat_boxes(maps[[0, 299]], 0.3))
         assert heat.heat_boxes(maps[:0], 0.3).shape == (0, 4)
 
-    def test_boxes_hold_the_hot_pixels_of_a_random_map(self):
+    @pytest.mark.parametrize(("threshold", "by"), [(0.3, "peak"), (1.2, "deviation"), (0.7, "deviation")])
+    def test_boxes_hold_the_hot_pixels_of_a_random_map(self, threshold, by):
         maps = interpolate(random_pairs(1, 3, 3)[None].float(), (8, 8), mode="bicubic")[0]
-        box = heat.heat_boxes(maps, 0.3)[0].int().tolist()
+        box = heat.heat_boxes(maps, threshold, by=by)[0].int().tolist()
         fine = interpolate(maps[None], scale_factor=4, mode="bilinear")[0, 0]
-        hot = fine >= fine.mean() + 0.3 * (fine.max() - fine.mean())
+        unit = fine.max() - fine.mean() if by == "peak" else fine.std(correction=0)
+        hot = fine >= fine.mean() + threshold * unit
         inside = hot[box[1] : box[3], box[0] : box[2]]
         assert all(x.any() for x in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
         assert fine[box[1] : box[3], box[0] : box[2]].max() == fine.max()

@@ -12,7 +12,7 @@ from loupe_ext import losses
 from loupe_ext.losses import LoupeLoss
 from loupe_ext.model.features import ImageFeatures, TextFeatures
 from loupe_ext.model.regions import window_features
-from loupe_ext.objective import CMC, FSA, TSA, Boxes, LateInteraction, Objective, ObjectiveConfig, RegionPhrase
+from loupe_ext.objective import CMC, FSA, TSA, Boxes, LateInteraction, Objective, ObjectiveConfig, RegionPhrase, terms
 
 B, DIM = 4, 8
 LENGTHS = torch.tensor([2, 1, 3, 2])  # of phrases; each has a token
@@ -168,6 +168,15 @@ class TestTerms:
         assert torch.equal(objective(i, padded)["boxes"], want)
         other = dataclasses.replace(t, phrases=t.phrases.roll(1, 0))
         assert not torch.isclose(objective(i, other)["boxes"], want)
+
+    def test_a_threshold_is_a_share_of_the_peak_and_none_so_many_deviations(self, monkeypatch):
+        asked = []
+        heat_boxes = terms.heat_boxes
+        spy = lambda maps, level, patch, by: asked.append((level, by)) or heat_boxes(maps, level, patch, by)  # noqa: E731
+        monkeypatch.setattr(terms, "heat_boxes", spy)
+        for settings in ({}, {"deviations": 1.5}, {"threshold": 0.3}):
+            Objective(boxes=Boxes(weight=1.0, colour=0.0, **settings))(image(), text())
+        assert asked == [(1.75, "deviation"), (1.5, "deviation"), (0.3, "peak")]
 
     def test_a_phrase_alone_has_its_own_heat(self):
         seen = Objective(boxes=1.0).see(image(), text())

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 
 from loupe_ext._checks import (
+    check_choice,
     check_device,
     check_features,
     check_floating,
@@ -19,6 +20,7 @@ from loupe_ext.extras import needs
 from loupe_ext.model.image import PATCH
 
 ON_HOST = ("cpu",)  # devices whose masks scipy labels; on any other the host would have to wait for them
+LEVELS = ("peak", "deviation")
 PIXELS = 2**22  # of the maps that are looked at together
 
 
@@ -55,12 +57,16 @@ def peaks(heat: Tensor, patch: float = PATCH) -> Tensor:
     return points.masked_fill(~maps.isfinite().all(1, keepdim=True), torch.nan)
 
 
-def heat_boxes(heat: Tensor, threshold: float, patch: float = PATCH) -> Tensor:
+def heat_boxes(heat: Tensor, threshold: float, patch: float = PATCH, by: str = "peak") -> Tensor:
     """The box of each heat map [n, h, w] of patches, [n, 4] in pixels: the usual rule for class activation maps.
 
-    The map is brought to the image's resolution (bilinear); of the pixels at least as hot as mean + threshold (peak -
-    mean), those connected to the peak count, and the box lies around them. It reads nothing but the map, so that any
-    model can be judged by it.
+    The map is brought to the image's resolution (bilinear); of the pixels at least as hot as a level, those connected
+    to the peak count, and the box lies around them. It reads nothing but the map, so any model can be judged by it.
+
+    Args:
+        by: "peak": the level is mean + threshold (peak - mean), threshold from 0 to below 1. "deviation": it is mean +
+            threshold standard deviations, 0 or more, and the peak's at most. A large object raises the deviation and
+            not the peak, so that one threshold suits more sizes.
 
     Returns:
         x0, y0, x1, y1, float32 or, of float64 maps, float64. NaN for a map that is not finite: it shows no box, and
@@ -71,10 +77,12 @@ def heat_boxes(heat: Tensor, threshold: float, patch: float = PATCH) -> Tensor:
         ImportError: the maps are on the CPU, and scipy is missing.
     """
     heat = check_maps(heat)
+    check_choice("by", by, LEVELS)
     check_number("threshold", threshold)
     patch = check_number("patch", patch, 0, above=True)
-    if not 0 <= threshold < 1:
-        raise ValueError(f"threshold: expected a number from 0 to below 1, got {threshold}")
+    if not (0 <= threshold < 1 or (by == "deviation" and threshold >= 1)):
+        most = "below 1" if by == "peak" else "any"
+        raise ValueError(f"threshold: expected a number from 0 to {most}, got {threshold}")
     boxes = []
     size = [round(n * patch) for n in heat.shape[1:]]
     if not 0 < min(size) <= max(size) < 2**31:
@@ -82,7 +90,8 @@ def heat_boxes(heat: Tensor, threshold: float, patch: float = PATCH) -> Tensor:
     for maps in heat.split(max(1, PIXELS // (size[0] * size[1]))):
         fine = interpolate(maps[:, None], size=size, mode="bilinear")[:, 0]
         mean, peak = fine.mean((1, 2), keepdim=True), fine.amax((1, 2), keepdim=True)
-        hot = fine >= torch.minimum(mean + threshold * (peak - mean), peak)  # the mean of a constant may round above it
+        unit = peak - mean if by == "peak" else (fine - mean).square().mean((1, 2), keepdim=True).sqrt()
+        hot = fine >= torch.minimum(mean + threshold * unit, peak)  # the mean of a constant may round above it
         blob = connected(hot, fine.flatten(1).argmax(1))
         none = ~(blob.any((1, 2)) & maps.isfinite().all((1, 2)))
         boxes.append(extents(blob).to(heat.dtype).masked_fill(none[:, None], torch.nan))

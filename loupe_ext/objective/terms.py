@@ -256,17 +256,20 @@ class TSA(_Term):
 class Boxes(_Term):
     """Boxes and confidences learn from the model's own heat; the heat does not learn from them. An addition to LOUPE.
 
-    images: how many of a global batch get pseudo boxes, at most. threshold: of `heat_boxes`. colour: the weight of the
-    image's colours in the map that makes a pseudo box, beside the heat; 0 looks at no pixel. centred: the heat is that
-    of what a phrase has beyond the batch's mean phrase. Losses compare phrases, and leave open what all of them share:
-    after long training only the telling parts of a thing are like its phrase, but all of it is more so than of most.
+    images: how many of a global batch get pseudo boxes, at most. threshold: of `heat_boxes`, a share of the peak; 0: it
+        is so many `deviations` above the mean instead. colour: the weight of the image's colours in the map that makes
+        a pseudo box, beside the heat; 0 looks at no pixel.
+    centred: the heat is that of what a phrase has beyond the batch's mean phrase. Losses compare phrases, and leave
+        open what all of them share: after long training only the telling parts of a thing are like its phrase, but all
+        of it is more so than of most.
     """
 
     weight: float = setting(2.0, 0)
     images: int = setting(32, 1, MANY)
-    threshold: float = setting(0.25, 0, 1, below=True)
+    threshold: float = setting(0.0, 0, 1, below=True)
     colour: float = setting(1.0, 0)
     centred: bool = setting(True)
+    deviations: float = setting(1.75, 0)
     gated: ClassVar[bool] = True
 
     def loss(self, seen: Seen) -> Tensor:
@@ -284,7 +287,8 @@ class Boxes(_Term):
                 check_tensor("images", seen.images)
                 check_same("images", seen.images, "image.patches", image.patches, {"B": (0, 0)})
                 maps = sharpened(maps, seen.images[few].repeat_interleave(heat.shape[1], 0), self.colour)
-            targets = heat_boxes(maps, self.threshold, image.patch * heat.shape[2] / maps.shape[1])
+            level = (self.threshold, "peak") if self.threshold else (self.deviations, "deviation")
+            targets = heat_boxes(maps, level[0], image.patch * heat.shape[2] / maps.shape[1], by=level[1])
             targets = targets.view(*heat.shape[:2], 4).masked_fill(~text.phrase_mask[few][..., None], 0)
         at = centres(image.patches.shape[1], image.patches.shape[2], image.patches.device, image.patch)
         return losses.box_loss(
