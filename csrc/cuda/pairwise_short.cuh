@@ -157,7 +157,10 @@ __global__ void __launch_bounds__(ShortBlock::kThreads, blocks_of_an_sm<P>())
 #pragma unroll 1
     for (int side = 0; side < (call.col_scores ? 2 : 1); ++side) {
       const auto tile = Shared<float>::of(side ? col_tile : row_tile);
-      problems.load(static_cast<const In*>(side ? call.col_scores : call.scores) + first * area, count, tile);
+      const In* from = static_cast<const In*>(side ? call.col_scores : call.scores) + first * area;
+      for_each_loaded(from, count * area, [&](int e, float x) {
+        if (!problems.put(e, x, tile, ragged)) fine[problems.of(e)] = 0;
+      });
     }
     if (backward) {
       const auto tile = Shared<float>::of(gradient);

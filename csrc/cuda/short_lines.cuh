@@ -251,14 +251,11 @@ struct ShortProblems {
     return row - b * M >= rows[b] || e - row * N >= cols[b];
   }
   __device__ float outside_value(int b) const { return fine[b] || rows[b] ? 0.0f : NAN; }  // NaN: the lengths are wrong
-  // Puts the scores of `count` problems into a tile.
-  template <class In>
-  __device__ void load(const In* scores, int count, Shared<float> tile) const {
-    for_each_loaded(scores, count * M * N, [&](int e, float x) {
-      const bool number = fabsf(x) < kBeyond;
-      tile[at(e)] = number ? x : 0.0f;  // a line must sort
-      if (!number && !(ragged() && outside(e))) fine[of(e)] = 0;
-    });
+  // Puts score x of entry e into a tile, 0 if it is not finite: a line must sort. Says whether its problem may be fine.
+  __device__ bool put(int e, float x, Shared<float> tile, bool ragged) const {
+    const bool number = fabsf(x) < kBeyond;
+    tile[at(e)] = number ? x : 0.0f;
+    return number || (ragged && outside(e));
   }
 };
 

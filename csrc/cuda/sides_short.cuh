@@ -221,7 +221,10 @@ __global__ void __launch_bounds__(ShortBlock::kThreads, blocks_of_an_sm<P>())
 #pragma unroll 1
     for (int side = 0; side < (call.col_scores ? 2 : 1); ++side)
       with_type(side ? call.col_scores : call.scores, call.dtype, [&](auto from) {
-        problems.load(from + first * area, count, Shared<float>::of(side ? col_scores : scores));
+        const auto tile = Shared<float>::of(side ? col_scores : scores);
+        for_each_loaded(from + first * area, count * area, [&](int e, float x) {
+          if (!problems.put(e, x, tile, ragged)) fine[problems.of(e)] = 0;
+        });
       });
 #pragma unroll 1
     for (int side = 0; backward && side < 2; ++side) {
