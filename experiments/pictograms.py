@@ -28,7 +28,7 @@ from loupe_ext.data import Grounded, Pairs, load
 from loupe_ext.data.pictograms import Pixels, Sprites, cut, groups, openmoji, pictogram_scenes, rendered
 from loupe_ext.model.regions import box_iou
 from loupe_ext.train import Config, Pretrained, Progress, fit, from_pretrained, metrics
-from loupe_ext.zeroshot.evaluate import choose_heat, evaluate
+from loupe_ext.zeroshot.evaluate import HeatRule, choose_heat, evaluate
 from loupe_ext.zeroshot.grounding import chosen_boxes
 
 SHOWN = {
@@ -163,7 +163,8 @@ def main() -> None:
     write(options.run / "results.json", json.dumps({**found, "seconds_per_step": trained.seconds_per_step}, indent=1))
     draw_cases(model, load("pictograms", "test", 40), options.run / "cases.png")
     for name, values in found.items():
-        print(f"{name}: " + ", ".join(f"{key} {100 * value:.1f}" for key, value in values.items() if key != "left_out"))
+        shares = {key: value for key, value in values.items() if key not in ("left_out", *HeatRule._fields)}
+        print(f"{name}: " + ", ".join(f"{key} {100 * value:.1f}" for key, value in shares.items()))
 
 
 if __name__ == "__main__":
