@@ -399,6 +399,31 @@ class TestHeat:
         plain = heat.heat_boxes(heat.sharpened(maps, images, weight=0), 0.3, 2)
         assert (plain - want).abs().max() >= 4
 
+    def test_an_object_of_two_colours_whose_mean_is_the_ground_is_outlined(self):
+        images = torch.full((1, 3, 64, 64), 125, dtype=torch.uint8)
+        for start, colour in ((22, (230, 20, 20)), (24, (20, 230, 230))):
+            for x in range(start, 40, 4):
+                images[0, :, 18:46, x : x + 2] = torch.tensor(colour, dtype=torch.uint8)[:, None, None]
+        at = torch.arange(16.0)
+        maps = torch.exp(-((at[:, None] - 7.5).square() + (at - 7.25).square()) / 6)[None]
+        found = heat.heat_boxes(heat.sharpened(maps, images), 1.5, 2, by="deviation")
+        assert (found - torch.tensor([[22.0, 18, 40, 46]])).abs().max() <= 2
+
+    def test_colours_are_those_of_the_image_in_any_unit(self):
+        pixels = images(3, 3, 16, 16).double()
+        maps = random_pairs(3, 4, 4)
+        for unit, zero in ((1 / 255, 0.0), (2 / 255, -1.0), (1e6, 0.0)):
+            torch.testing.assert_close(heat.sharpened(maps, pixels * unit + zero), heat.sharpened(maps, pixels))
+
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf])
+    def test_an_image_that_is_not_finite_spoils_its_own_map(self, value):
+        maps, pixels = random_pairs(3, 4, 4), torch.rand(3, 3, 16, 16)
+        want = heat.sharpened(maps, pixels)
+        pixels[1, 2, 5, 5] = value
+        found = heat.sharpened(maps, pixels)
+        assert found[1].isnan().all()
+        assert torch.equal(found[[0, 2]], want[[0, 2]])
+
     def test_sharpened_maps_of_flat_images_and_flat_heat_are_finite_and_each_its_own(self):
         images = torch.full((2, 3, 16, 16), 7, dtype=torch.uint8)
         images[1, :, :8] = 200

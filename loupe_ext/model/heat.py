@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from loupe_ext._checks import (
     check_choice,
@@ -22,6 +22,8 @@ from loupe_ext.model.image import PATCH
 ON_HOST = ("cpu",)  # devices whose masks scipy labels; on any other the host would have to wait for them
 LEVELS = ("peak", "deviation")
 PIXELS = 2**22  # of the maps that are looked at together
+SHADES = 12  # of red, green and blue, in histograms
+ROUNDS = 3  # of finding what is hot
 
 
 def heat_maps(patches: Tensor, phrases: Tensor) -> Tensor:
@@ -98,13 +100,16 @@ def heat_boxes(heat: Tensor, threshold: float, patch: float = PATCH, by: str = "
     return torch.cat(boxes)
 
 
-def sharpened(heat: Tensor, images: Tensor, weight: float = 1.0, sharpness: float = 20.0) -> Tensor:
-    """Heat maps [n, h, w] that end where the look of what is hot ends: [n, 2h, 2w]; images [n, 3, H, W].
+def sharpened(heat: Tensor, images: Tensor, weight: float = 2.0, sharpness: float = 2.0) -> Tensor:
+    """Heat maps [n, h, w] that end where the colours of what is hot end: [n, 2h, 2w]; images [n, 3, H, W].
 
     Heat spreads beyond a small object, as far as a patch sees, and covers no more than the telling part of a large one.
-    Colour knows better: in cells of half a patch, taken from the image's mean, its projection on the mean colour of the
-    hot cells (weighted by the softmax of sharpness * heat). Both maps are brought to mean 0 and deviation 1; the result
-    is heat + weight * colour, float32 or, of float64 heat, float64.
+    Colours know better: in cells of half a patch, the logarithm of how much more frequent a cell's colour is among hot
+    cells (weighted by the softmax of sharpness * map) than in the image. Both maps are brought to mean 0 and deviation
+    1; the result is heat + weight * colour. What is hot is found by the heat, and twice more by that result.
+
+    Returns:
+        float32 or, of float64 heat, float64. A map is NaN where its heat or its image is not finite.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape, dtype or value.
@@ -119,12 +124,38 @@ def sharpened(heat: Tensor, images: Tensor, weight: float = 1.0, sharpness: floa
     check_device("images", images, "heat", heat)
     check_number("weight", weight)
     check_number("sharpness", sharpness)
-    hot = interpolate(heat[:, None], size=(2 * h, 2 * w), mode="bilinear").flatten(1)
-    colour = adaptive_avg_pool2d(images.to(heat.dtype), (2 * h, 2 * w)).flatten(2)
-    colour = colour - colour.mean(2, keepdim=True)
-    direction = torch.einsum("nk,nck->nc", (sharpness * hot).softmax(1), colour)
-    alike = torch.einsum("nc,nck->nk", normalize(direction, dim=1), colour)
-    return (_standard(hot) + weight * _standard(alike)).view(n, 2 * h, 2 * w)
+    pixels = images.float() if images.dtype == torch.uint8 else at_least_float32(images)
+    cells = adaptive_avg_pool2d(pixels, (2 * h, 2 * w)).flatten(2)
+    finite = heat.isfinite().all(2).all(1) & cells.isfinite().all(2).all(1)
+    heat = _standard(interpolate(heat[:, None], size=(2 * h, 2 * w), mode="bilinear").flatten(1))
+    colours = _colours(cells)
+    image = _histogram(colours, torch.zeros_like(heat).softmax(1))
+    found = heat
+    for _ in range(ROUNDS):
+        hot = _histogram(colours, (sharpness * _standard(found)).softmax(1))
+        found = heat + weight * _standard((hot / image).log().gather(1, colours))
+    return found.masked_fill(~finite[:, None], torch.nan).view(n, 2 * h, 2 * w)
+
+
+def _colours(cells: Tensor) -> Tensor:
+    """The colour of each cell [n, 3, cells], of SHADES^3 between its image's darkest value and its lightest."""
+    low, high = cells.amin((1, 2), keepdim=True), cells.amax((1, 2), keepdim=True)
+    shades = (SHADES * (cells - low) / (high - low)).nan_to_num(0, 0, 0).long().clamp(0, SHADES - 1)
+    red, green, blue = shades.unbind(1)
+    return (red * SHADES + green) * SHADES + blue
+
+
+def _histogram(colours: Tensor, weights: Tensor) -> Tensor:
+    """How frequent each colour and its neighbours are among cells of weights [n, cells] that sum to 1: [n, SHADES^3].
+
+    Summed as integers, so that the order in which a GPU adds does not matter. No colour has a frequency of 0.
+    """
+    unit, at = 2**32, torch.arange(SHADES, device=colours.device)
+    counts = weights.new_zeros(len(colours), SHADES**3, dtype=torch.int64)
+    counts.scatter_add_(1, colours, (weights.nan_to_num(0) * unit).long())
+    cube = (counts.to(weights.dtype) / unit).view(-1, SHADES, SHADES, SHADES)
+    near = ((at[:, None] - at).abs() <= 1).to(weights.dtype) / 3
+    return torch.einsum("nrgb,rx,gy,bz->nxyz", cube, near, near, near).flatten(1) + 1e-3
 
 
 def _standard(x: Tensor) -> Tensor:

@@ -267,7 +267,7 @@ class Boxes(_Term):
     weight: float = setting(2.0, 0)
     images: int = setting(32, 1, MANY)
     threshold: float = setting(0.0, 0, 1, below=True)
-    colour: float = setting(1.0, 0)
+    colour: float = setting(2.0, 0)
     centred: bool = setting(True)
     deviations: float = setting(1.75, 0)
     gated: ClassVar[bool] = True
