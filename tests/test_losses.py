@@ -35,6 +35,19 @@ def values_and_gradients(loss, *inputs):
     return [value.detach(), *torch.autograd.grad(value, inputs)]
 
 
+def generalised_iou(a, b):
+    """Of two boxes x0, y0, x1, y1."""
+
+    def area(x0, y0, x1, y1):
+        return max(x1 - x0, 0) * max(y1 - y0, 0)
+
+    corners = list(zip(a, b, strict=True))
+    both = area(*map(max, corners[:2]), *map(min, corners[2:]))
+    around = area(*map(min, corners[:2]), *map(max, corners[2:]))
+    either = area(*a) + area(*b) - both
+    return (both / either if either else 0) - ((around - either) / around if around else 0)
+
+
 class TestAgainstLoops:
     def test_info_nce(self):
         logits = random_pairs(1, 5, 5)[0]
@@ -121,15 +134,27 @@ class TestAgainstLoops:
                     insides += [((x1 - x0) * (y1 - y0), (x0, y0, x1, y1))] if away < 0.25 else []
                     outside &= away >= 0.5
                 if insides:
-                    d = [abs(p - t) for p, t in zip(boxes[b, k].tolist(), min(insides)[1], strict=True)]
-                    regression.append(sum(v * v / 2 / 3 if v < 3 else v - 1.5 for v in d))
+                    regression.append(1 - generalised_iou(boxes[b, k].tolist(), min(insides)[1]))
                 if insides or outside:
                     logit = confidence[b, k].item()
                     objectness.append(math.log(1 + math.exp(-logit if insides else logit)))
         assert 0 < len(regression) < len(objectness) < 50  # all three kinds of patch are there
         want = 0.7 * sum(regression) / len(regression) + sum(objectness) / len(objectness)
-        got = box_loss(boxes, confidence, targets, at.float(), lengths, weight=0.7, beta=3.0)
+        got = box_loss(boxes, confidence, targets, at.float(), lengths, weight=0.7)
         assert got.item() == pytest.approx(want, rel=1e-5)
+
+    def test_box_loss_knows_no_unit(self):
+        targets, at = torch.tensor([[[2.0, 2, 14, 14]]]), torch.tensor([[8.0, 8], [3.0, 8], [20.0, 20]])
+        boxes, confidence = 8 + 4 * random_pairs(1, 3, 4).float(), torch.zeros(1, 3)
+        want = box_loss(boxes, confidence, targets, at)
+        for unit in (1 / 224, 1e3):
+            got = box_loss(unit * boxes, confidence, unit * targets, unit * at)
+            assert got.item() == pytest.approx(want.item(), rel=1e-5)
+
+    def test_a_box_that_meets_no_pseudo_box_is_drawn_towards_it(self):
+        boxes = torch.tensor([[[20.0, 0, 24, 4]]], requires_grad=True)
+        box_loss(boxes, torch.zeros(1, 1), torch.tensor([[[0.0, 0, 4, 4]]]), torch.tensor([[2.0, 2]])).backward()
+        assert boxes.grad[0, 0, 0] > 0  # its left edge, which descent moves to the left
 
     def test_box_loss_where_every_patch_is_between_inside_and_outside(self):
         target = torch.tensor([[[0.0, 0, 10, 10]]])

@@ -3,7 +3,7 @@
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from loupe_ext._checks import check_features, check_number, check_same, length_mask
 from loupe_ext._distributed import Group, check_group, place
@@ -16,23 +16,23 @@ def box_loss(
     targets: Tensor,
     centres: Tensor,
     target_lengths: Tensor | None = None,
-    weight: float = 0.1,
-    beta: float = 2.0,
+    weight: float = 2.0,
     *,
     group: Group = None,
 ) -> Tensor:
     """Teach each patch's box and confidence from an image's pseudo boxes. An addition: the paper leaves it open.
 
-    A patch whose centre lies in the inner half of a pseudo box (half its width and height) regresses to that box
-    (smooth-L1 of the corners in pixels) and learns confidence 1; a patch outside every pseudo box learns confidence 0;
-    those between are ignored. Of several inner halves the smallest box counts.
+    A patch whose centre lies in the inner half of a pseudo box (half its width and height) regresses to that box (by 1 -
+    GIoU, which knows no unit: Rezatofighi et al., "Generalized Intersection over Union", CVPR 2019) and learns
+    confidence 1; a patch outside every pseudo box learns confidence 0; those between are ignored. Of several inner
+    halves the smallest box counts.
 
     Args:
         boxes: [B, n, 4], x0, y0, x1, y1, what each patch proposes; confidence: [B, n] logits. Floating dtypes, which
             promote, here and below.
         targets: [B, P, 4] pseudo boxes; target_lengths: [B] int32 or int64; None: all P.
         centres: [n, 2], x and y of the patches.
-        weight: of the regression. beta: where smooth-L1 turns from squared to absolute, in pixels.
+        weight: of the regression.
         group: of processes that hold some of the images each, as many or not: the mean of their losses, and of
             gradients, is that of all images in one process. None: this process holds all.
 
@@ -50,7 +50,7 @@ def box_loss(
     check_same("confidence", confidence, "boxes", boxes, {"B": (0, 0), "n": (1, 1)})
     check_same("targets", targets, "boxes", boxes, {"B": (0, 0)})
     check_same("centres", centres, "boxes", boxes, {"n": (0, 1)})
-    weight, beta = check_number("weight", weight, 0), check_number("beta", beta, 0)
+    weight = check_number("weight", weight, 0)
     check_group(group)
     present = length_mask("target_lengths", target_lengths, targets, 1)[:, None]
     dtype = torch.promote_types(boxes.dtype, confidence.dtype)
@@ -62,7 +62,7 @@ def box_loss(
     size = (high - low).prod(-1).masked_fill(~inner, torch.inf)
     mine = targets.gather(1, size.argmin(-1)[..., None].expand(-1, -1, 4))
     inner = inner.any(-1)
-    regression = smooth_l1_loss(boxes, mine, beta=beta, reduction="none").sum(-1)
+    regression = 1 - _giou(boxes, mine)
     chosen = inner | outside
     objectness = binary_cross_entropy_with_logits(confidence, inner.to(confidence.dtype), reduction="none")
     counts = torch.stack([inner.sum(), chosen.sum()])
@@ -70,3 +70,17 @@ def box_loss(
         dist.all_reduce(counts, group=group)
     regressed, judged = torch.stack([(regression * inner).sum(), (objectness * chosen).sum()]) / counts.clamp(min=1)
     return ((weight * regressed + judged) * place(group)[1]).to(dtype)
+
+
+def _giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU of boxes [..., 4]: IoU less the share of the box around both that is in neither; -1 to 1."""
+
+    def area(low: Tensor, high: Tensor) -> Tensor:
+        return (high - low).clamp(min=0).prod(-1)
+
+    (a_low, a_high), (b_low, b_high) = a.split(2, -1), b.split(2, -1)
+    both = area(torch.maximum(a_low, b_low), torch.minimum(a_high, b_high))
+    either = area(a_low, a_high) + area(b_low, b_high) - both
+    around = area(torch.minimum(a_low, b_low), torch.maximum(a_high, b_high))
+    share, outside = both / either.masked_fill(either == 0, 1), around - either
+    return share - outside / around.masked_fill(around == 0, 1)

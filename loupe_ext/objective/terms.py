@@ -297,8 +297,6 @@ class Boxes(_Term):
             targets,
             at,
             text.phrase_lengths[few],
-            weight=0.4 / image.patch,
-            beta=image.patch / 2,
             group=seen.group,
         )
 
