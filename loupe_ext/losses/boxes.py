@@ -22,10 +22,10 @@ def box_loss(
 ) -> Tensor:
     """Teach each patch's box and confidence from an image's pseudo boxes. An addition: the paper leaves it open.
 
-    A patch whose centre lies in the inner half of a pseudo box (half its width and height) regresses to that box (by 1 -
-    GIoU, which knows no unit: Rezatofighi et al., "Generalized Intersection over Union", CVPR 2019) and learns
-    confidence 1; a patch outside every pseudo box learns confidence 0; those between are ignored. Of several inner
-    halves the smallest box counts.
+    A patch whose centre lies in the inner half of a pseudo box (half its width and height) regresses to that box and
+    learns confidence 1; a patch outside every pseudo box learns confidence 0; those between are ignored. Of several
+    inner halves the smallest box counts. The regression's loss is 1 - GIoU (Rezatofighi et al., "Generalized
+    Intersection over Union", CVPR 2019), the same in any unit.
 
     Args:
         boxes: [B, n, 4], x0, y0, x1, y1, what each patch proposes; confidence: [B, n] logits. Floating dtypes, which
