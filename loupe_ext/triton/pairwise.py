@@ -164,6 +164,8 @@ class Problem:
     ) -> None:
         B, M, N = scores.shape
         self.scores, self.p, self.maxsim = scores, p, game == "maxsim"
+        if M > MAX_LINE or (N > MAX_LINE and not self.maxsim):  # MaxSim sorts columns alone
+            raise ValueError(f"scores: expected M and N up to {MAX_LINE} for backend 'triton', got {M} x {N}")
         full = lambda n: torch.full((B,), n, dtype=torch.int64, device=scores.device)  # noqa: E731
         self.rows, self.cols = full(M) if rows_of is None else rows_of, full(N) if cols_of is None else cols_of
         self.compute = torch.float64 if scores.dtype == torch.float64 else torch.float32
@@ -182,8 +184,6 @@ class Problem:
         lines, entries = (N, M) if by_column else (M, N)
         # Small sizes share a compiled kernel: a block has more threads than they have entries.
         P, lines_p = max(triton.next_power_of_2(entries), 16), max(triton.next_power_of_2(lines), 64)
-        if P > MAX_LINE:
-            raise ValueError(f"scores: expected M and N up to {MAX_LINE} for backend 'triton', got {M} x {N}")
         rows = max(1, min(triton.next_power_of_2(max(lines, 16)), 1024 // P))
         p_bits, log_q_bits = struct.unpack("<qq", struct.pack("<dd", self.p or 0.5, math.log1p(-(self.p or 0.5))))
         kernel[(B * triton.cdiv(lines, rows),)](
