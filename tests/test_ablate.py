@@ -14,6 +14,8 @@ from loupe_ext.objective import ObjectiveConfig
 for package in ("matplotlib", "PIL", "rich", "safetensors", "sklearn", "yaml"):
     pytest.importorskip(package)
 
+pytestmark = pytest.mark.xdist_group("ablate")  # one worker runs it, for all tests
+
 METRICS = ("i2t_r1", "t2i_r1", "pointing", "acc50", "miou")
 
 

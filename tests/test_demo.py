@@ -14,6 +14,8 @@ from loupe_ext.train import Interrupted
 for package in ("faster_coco_eval", "matplotlib", "PIL", "rich", "safetensors", "sklearn", "yaml"):
     pytest.importorskip(package)
 
+pytestmark = pytest.mark.xdist_group("demo")  # one worker runs it, for all tests
+
 METRICS = ("i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5", "pointing", "acc50", "acc30", "miou")
 SMALL = ["demo", "--steps", "2", "--pairs", "64", "--scenes", "12", "--workers", "1"]
 
