@@ -24,6 +24,7 @@ _PLAIN = functools.reduce(
         for key in ("CPU", "CUDA", "AutogradCPU", "ADInplaceOrView", "AutocastCPU", "AutocastCUDA", "BackendSelect")
     ),
 )
+_AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
 
 
 def register(
@@ -73,19 +74,18 @@ def is_plain(args: tuple[Any, ...]) -> tuple[bool, bool]:
     """
     if torch.compiler.is_compiling():
         return False, False
-    keys, differentiated = torch._C._dispatch_tls_local_include_set(), False
+    keys, differentiated = torch._C._dispatch_tls_local_include_set().raw_repr(), False
     for x in args:
         if isinstance(x, Tensor):
-            keys = keys | torch._C._dispatch_keys(x)
+            keys |= torch._C._dispatch_keys(x).raw_repr()
             differentiated = differentiated or x.requires_grad
     differentiated = differentiated and torch.is_grad_enabled()
-    below_autograd = torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradFunctionality)
     special = (
-        keys.raw_repr() & ~_PLAIN
+        keys & ~_PLAIN
         or has_torch_function(args)
         or forward_ad._current_level >= 0
         or torch._C._autograd._profiler_enabled()
-        or (differentiated and below_autograd)
+        or (differentiated and torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD))
     )
     return not special, differentiated
 

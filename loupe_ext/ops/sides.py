@@ -89,7 +89,7 @@ def _forward(
     if scores.numel() == 0:
         return scores.new_zeros(shapes[0]), scores.new_zeros(shapes[1])
     games = Games(scores, cols, rows_of, cols_of, p, game)
-    regions, phrases = (scores.new_empty(shape) for shape in shapes)
+    regions, phrases = scores.new_empty(*shapes[0]), scores.new_empty(*shapes[1])
     if chosen == "cpu":
         _C.sides_cpu(games.native(), order, address(regions), address(phrases), torch.get_num_threads())
         return regions, phrases
