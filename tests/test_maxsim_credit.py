@@ -139,15 +139,15 @@ class TestValues:
         assert torch.equal(got[:3, :2], maxsim_credit(s[:3, :2], index="banzhaf", p=0.3))
         assert got.count_nonzero() == 6
 
-    @pytest.mark.parametrize("shape", [(1, 30, 49), (1, 130, 5)])
-    def test_emulated_cuda_does_not_depend_on_thread_order_or_on_where_its_tile_is(self, shape):
+    @pytest.mark.parametrize(("shape", "bytes"), [((1, 30, 49), 6000), ((1, 130, 5), 6000), ((1, 1100, 9), 20_000)])
+    def test_emulated_cuda_does_not_depend_on_thread_order_or_on_where_its_tile_is(self, shape, bytes):
         s = random_pairs(*shape).float()
         for grad in (None, upstream(s)):
             want = emulation.maxsim_credit(s, None, None, None, grad)
-            for environment in ({"EMULATED_ORDER": "reversed"}, {"EMULATED_SHARED_BYTES": "6000"}):
+            for environment in ({"EMULATED_ORDER": "reversed"}, {"EMULATED_SHARED_BYTES": str(bytes)}):
                 assert torch.equal(emulation.maxsim_credit(s, None, None, None, grad, **environment), want)
 
-    @pytest.mark.parametrize("shape", LONG)
+    @pytest.mark.parametrize("shape", [*LONG, (1, 1300, 2)])
     def test_emulated_cuda_on_long_lines(self, shape):
         for dtype in (torch.float32, torch.float64):
             problem = Pairs("ties", (random_pairs(*shape) * 8).round() / 8).to(dtype)

@@ -59,7 +59,7 @@ __device__ bool put_finite(T x, T& to) {
 }
 
 // The longest lines of a kernel that has them in registers: longer ones have kernels of their own, whose lanes hold more.
-constexpr int kShort = 64, kLong = 1024, kVeryLong = 2048;
+constexpr int kShort = 64, kLong = 1024, kPage = 32 * 35, kVeryLong = 32 * 63;
 
 // Where place k of a line is in a table: lanes with `items` places each, a power of two, find theirs in different banks.
 __host__ __device__ inline int padded(int k) { return k + k / 32; }
@@ -88,6 +88,22 @@ __device__ void sweep_in_registers(const Lines<T, Table>& lines, const Sweep& sw
     }
     sorted.sort(lane);
     sweep(sorted, lines, line, lane, real);
+  }
+}
+
+// The same for lines that are merged.
+template <int I, class T, class Table, class Sweep>
+__device__ void sweep_merged(const Lines<T, Table>& lines, const Sweep& sweep, Key<T>* keys) {
+  const int warp = threadIdx.x / 32, warps = blockDim.x / 32, lane = threadIdx.x % 32;
+  MergedLine<I, T> sorted{MergedLine<I, T>::each_of(lines.n), keys + warp * MergedLine<I, T>::memory_of(lines.n)};
+  for (int line = warp; line < lines.count; line += warps) {
+#pragma unroll
+    for (int t = 0; t < I; ++t) {
+      const int k = sorted.rank(lane, t);
+      sorted.key[t] = {k < lines.n ? lines.scores[lines.at(line, k)] : T(-INFINITY), k};
+    }
+    sorted.sort(lane);
+    sweep(sorted, lines, line, lane, true);
   }
 }
 
@@ -123,8 +139,7 @@ __device__ void sweep_lines(const Lines<T, Table>& lines, const Sweep& sweep, Ke
     else if (lines.n <= kLong) sweep_in_registers<32, kLong / 32>(lines, sweep);
     else sweep_in_memory(lines, sweep, keys);
   } else {
-    if (lines.n <= kLong) sweep_in_registers<32, kLong / 32>(lines, sweep);
-    else sweep_in_registers<32, kVeryLong / 32>(lines, sweep);
+    sweep_merged<kMost / 32>(lines, sweep, keys);
   }
 }
 
@@ -171,8 +186,8 @@ __device__ void sum_columns(const T* matrix, int M, int N, int stride, T* sums, 
 struct Layout {
   int stride, entries;       // of a matrix
   int table;                 // entries of a table's array
-  int keys;                  // of a warp, for lines too long for registers
-  int most;                  // kShort, kLong or kVeryLong: which kernel has the problem's lines
+  int keys;                  // of a warp, in memory
+  int most;                  // kShort, kLong, kPage or kVeryLong: which kernel has the problem's lines
   int warps;
   bool in_shared;
   int64_t matrix_bytes, shared_bytes;
@@ -185,8 +200,9 @@ struct Layout {
     x.stride = N | 1;  // odd: the lanes of a warp that walk down a column hit different banks
     x.entries = M * x.stride;
     x.table = padded(longest);
-    x.most = longest <= kShort ? kShort : longest <= kLong || most < longest ? kLong : kVeryLong;
-    if (longest > x.most)
+    x.most = longest <= kShort ? kShort : longest <= kLong || most < longest ? kLong : longest <= kPage ? kPage : kVeryLong;
+    if (x.most > kLong) x.keys = MergedLine<kVeryLong / 32, T>::memory_of(longest);
+    else if (longest > x.most)
       for (x.keys = 2 * kLong; x.keys < longest;) x.keys *= 2;
     x.matrix_bytes = ((int64_t(x.entries) * matrices + more_entries) * sizeof(T) + 15) / 16 * 16;
     x.warps = x.most == kLong ? threads_at_most<T>(kLong) / 32 : longest > 16 ? 8 : 4;

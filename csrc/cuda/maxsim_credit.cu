@@ -14,7 +14,6 @@ struct ForwardSweep {
 
   template <class Line>
   __device__ void operator()(const Line& sorted, const Lines<T, T>& columns, int column, int lane, bool real) const {
-    const int first = lane * sorted.items, place = padded(first);
     const T next = __shfl_down_sync(kWarp, sorted.get(0).x, 1, Line::width);
     T credit = 0;
 #pragma unroll 1
@@ -23,12 +22,11 @@ struct ForwardSweep {
       T below = next;
 #pragma unroll
       for (int t = sorted.items - 1; t >= 0; --t) {
-        const int k = first + t;
+        const int k = sorted.rank(lane, t);
         const Key<T> key = sorted.get(t);
-        if (k < columns.n) {
-          credit += (k == columns.n - 1 ? key.x : key.x - below) * columns.table[place + padded(t)];
-          if (pass == 1 && real) out[columns.at(column, key.at)] = credit;
-        }
+        if (k >= columns.n) continue;
+        credit += (k == columns.n - 1 ? key.x : key.x - below) * columns.table[padded(k)];
+        if (pass == 1 && real) out[columns.at(column, key.at)] = credit;
         below = key.x;
       }
     }
@@ -42,14 +40,13 @@ struct BackwardSweep {
 
   template <class Line>
   __device__ void operator()(const Line& sorted, const Lines<T, T>& columns, int column, int lane, bool real) const {
-    const int first = lane * sorted.items;
     T above = 0;
 #pragma unroll 1
     for (int pass = 0; pass < 2; ++pass) {
       if (pass == 1) above = sum_of_lanes_before<Line::width>(above, lane);
 #pragma unroll
       for (int t = 0; t < sorted.items; ++t) {
-        const int k = first + t;
+        const int k = sorted.rank(lane, t);
         if (!real || k >= columns.n) continue;
         T& here = grad[columns.at(column, sorted.get(t).at)];
         const T g = here;
@@ -121,7 +118,8 @@ void launch_of(const PairwiseCall& call, const void* grad, void* out, void* scra
                  layout, grad, out, static_cast<unsigned char*>(scratch));
   };
   if (layout.most == kShort) return launch(credit_kernel<T, kShort, backward>);
-  if constexpr (sizeof(T) < sizeof(double)) {  // a page for ColPali has 1,030 patches
+  if constexpr (sizeof(T) < sizeof(double)) {
+    if (layout.most == kPage) return launch(credit_kernel<T, kPage, backward>);  // of ColPali's 1,030 patches
     if (layout.most == kVeryLong) return launch(credit_kernel<T, kVeryLong, backward>);
   }
   launch(credit_kernel<T, kLong, backward>);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "launch.h"
+#include "network.cuh"
 
 namespace loupe {
 
@@ -13,7 +14,15 @@ struct Key {
 
 template <class T>
 __device__ bool above(const Key<T>& a, const Key<T>& b) {
-  return a.x > b.x || (a.x == b.x && a.at < b.at);
+  return bool((a.x > b.x) | ((a.x == b.x) & (a.at < b.at)));  // no branch
+}
+
+template <class T>
+__device__ void order(Key<T>& a, Key<T>& b) {
+  const bool swap = above(b, a);
+  const Key<T> was = a;
+  a = swap ? b : a;
+  b = swap ? was : b;
 }
 
 constexpr unsigned kWarp = 0xffffffffu;
@@ -28,6 +37,7 @@ struct RegisterLine {
   Key<T> key[I];
 
   __device__ Key<T> get(int t) const { return key[t]; }
+  __device__ int rank(int lane, int t) const { return lane * I + t; }
 
   __device__ void sort(int lane) {
 #pragma unroll
@@ -57,12 +67,6 @@ struct RegisterLine {
   }
 
  private:
-  __device__ static void order(Key<T>& a, Key<T>& b) {
-    const bool swap = above(b, a);
-    const Key<T> was = a;
-    a = swap ? b : a;
-    b = swap ? was : b;
-  }
   __device__ static void keep(Key<T>& mine, const Key<T>& other, bool larger) {
     if (above(other, mine) == larger) mine = other;
   }
@@ -80,6 +84,60 @@ struct RegisterLine {
   }
 };
 
+// A whole warp holds a line of up to 32 * I keys in registers, `each` per lane, and has memory for them and one more. Every lane
+// sorts its own; then lanes are merged in pairs, fours, and so on: a lane finds where its part of the result begins in
+// either half (Odeh et al., Merge Path, 2012), and takes the larger of the two next keys, `each` times.
+template <int I, class T>
+struct MergedLine {
+  static constexpr int width = 32;
+  static constexpr int items = I;
+  int each;
+  Key<T>* keys;
+  Key<T> key[I];
+
+  // Odd, so that the lanes' parts begin in different banks.
+  __host__ __device__ static int each_of(int n) { return (n + 31) / 32 | 1; }
+  __host__ __device__ static int memory_of(int n) { return 32 * each_of(n) + 1; }
+
+  __device__ Key<T> get(int t) const { return key[t]; }
+  __device__ int rank(int lane, int t) const { return t < each ? lane * each + t : 32 * each; }
+
+  __device__ void sort(int lane) {
+    sort_by_network<I>(key, [](Key<T>& a, Key<T>& b) { order(a, b); });
+#pragma unroll 1
+    for (int lanes = 1; lanes < 32; lanes *= 2) {
+      const int begin = lane * each, half = lanes * each;  // of the lane's part of the result; the halves lie from..middle..end
+      const int from = (lane & ~(2 * lanes - 1)) * each, middle = from + half, end = middle + half;
+      __syncwarp();
+#pragma unroll
+      for (int t = 0; t < I; ++t)
+        if (t < each) keys[begin + t] = key[t];
+      __syncwarp();
+      const int sum = begin + middle;  // of the places i and j, one in either half, where the part begins
+      int i = begin > middle ? begin - half : from, most = begin < middle ? begin : middle;
+      while (i < most) {
+        const int mean = (i + most) / 2;
+        if (keys[sum - 1 - mean].x > keys[mean].x) most = mean;
+        else i = mean + 1;
+      }
+      int j = sum - i;
+      Key<T> a = keys[i], b = keys[j];
+#pragma unroll
+      for (int t = 0; t < I; ++t) {
+        if (t >= each) continue;
+        const bool first = bool((j == end) | ((i < middle) & !(b.x > a.x)));  // of equal ones that of the lower index
+        key[t] = first ? a : b;
+        const int at = (first ? i : j) + 1;
+        const Key<T> next = keys[at];
+        i = first ? at : i;
+        j = first ? j : at;
+        a = first ? next : a;
+        b = first ? b : next;
+      }
+    }
+  }
+};
+
 // A whole warp holds a line of `32 * items` keys, a power of two, in memory: those that are too many for registers.
 template <class T>
 struct MemoryLine {
@@ -89,6 +147,7 @@ struct MemoryLine {
   int base = 0;
 
   __device__ Key<T> get(int t) const { return keys[base + t]; }
+  __device__ int rank(int lane, int t) const { return lane * items + t; }
 
   __device__ void sort(int lane) {
     const int n = 32 * items;
