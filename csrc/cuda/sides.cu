@@ -176,7 +176,8 @@ __device__ void collect(const Lines<T, Table>& lines, int order, const T* square
     const T x = lines.scores[lines.at(line, k)];
     const T pairs = sum_in_runs<T>(order == 1 ? 0 : lines.n, [&](int l) {
       const T y = lines.scores[lines.at(line, l)];
-      return x < y || (x == y && l < k) ? square[l * (lines.n | 1) + k] : T(0);
+      const bool lower = bool((x < y) | ((x == y) & (l < k)));  // no branch
+      return lower ? square[l * (lines.n | 1) + k] : T(0);
     });
     part[lines.at(line, k)] = order == 1 ? own[k] : -pairs;
   }
