@@ -115,7 +115,7 @@ def cubin(text: str, arch: int) -> Path:
     """Compiled from `text` in the namespace of the kernels, for one architecture."""
     compiler = nvcc()
     assert compiler is not None
-    headers = "".join(f'#include "cuda/{x}_short.cuh"\n' for x in ("pairwise", "sides"))
+    headers = "".join(f'#include "cuda/{x}.cuh"\n' for x in ("pairwise_short", "sides_short", "lines"))
     source = f"{headers}namespace loupe {{ namespace {{\n{text}\n}} }}\n"
     command = [compiler, "-O3", "-std=c++17", "-include", "cmath", "-include", "string", f"-I{ROOT / 'csrc'}", "-cubin"]
     files = sorted(x for part in ("core", "cuda") for x in (ROOT / "csrc" / part).iterdir())

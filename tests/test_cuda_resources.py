@@ -53,6 +53,22 @@ def test_kernels_over_longer_lines_keep_them_in_registers():
         assert use["STACK"] <= 512, f"{name}: expected few spills, got {use}"
 
 
+@pytest.mark.skipif(sass.nvcc() is None, reason="nvcc was not found")
+@pytest.mark.parametrize("line", ["RegisterLine<32, 8, float>", "RegisterLine<32, 8, double>", "MergedLine<9, float>"])
+def test_no_comparator_of_a_long_line_branches(line):
+    text = f"""
+    __global__ void sort_line(const decltype({line}::key[0].x)* from, {line}* to) {{
+      {line} line = to[threadIdx.x];
+      for (int t = 0; t < {line}::items; ++t) line.key[t] = {{from[threadIdx.x * {line}::items + t], t}};
+      line.sort(threadIdx.x);
+      to[threadIdx.x] = line;
+    }}
+    """
+    ((_, counts),) = sass.instructions(sass.cubin(text, 90)).items()
+    assert counts["SHFL"] or counts["LDS"] or counts["LD"]  # it is the sort
+    assert counts["BSSY"] <= 2, f"expected no divergent branches but the search's, got {counts}"
+
+
 @pytest.mark.skipif(not _C.has_cuda, reason="built without CUDA")
 @pytest.mark.parametrize(
     ("kernel", "registers", "stack"),
