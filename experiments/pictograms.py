@@ -1,25 +1,27 @@
 """How far the default recipe comes on the pictograms: the curve and the cases of docs/pictograms.md.
 
-python experiments/pictograms.py RUN --steps 2400 --style FOLDER [--drawings FOLDER ...] [boxes.centred=true ...]
+python experiments/pictograms.py RUN --seeds 3 --style FOLDER [--drawings FOLDER ...] [boxes.centred=true ...]
 
-It trains in the folder RUN (again, and it goes on from there), and writes there curve.csv, on validation scenes; what
-test scenes say, results.json; curve.png and cases.png. A folder of drawings holds PNG or SVG files named by lower-case
-code points, such as img/google/64 of the npm package emoji-datasource-google. Test scenes are drawn with those of
---style too; training scenes with those of each --drawings, equally many with each and with OpenMoji. Settings are
-those of `loupe train`. How heat is read is chosen on validation scenes.
+It trains in the folders RUN/seed-0, RUN/seed-1, ... (started again, it goes on from there), and writes in RUN what test
+scenes say: table.md, means and standard deviations over the seeds, and runs.csv, every run; curve.csv and curve.png,
+the means on validation scenes; and cases.png, of the first seed. A folder of drawings holds PNG or SVG files named by
+lower-case code points, such as img/google/64 of the npm package emoji-datasource-google. Test scenes are drawn with
+those of --style too; training scenes with those of each --drawings, equally many with each and with OpenMoji. Settings
+are those of `loupe train`. How heat is read is chosen on validation scenes.
 """
 
 import argparse
 import csv
 import io
-import json
 import textwrap
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 import yaml
 from loupe_experiments.report import look
+from loupe_experiments.table import BRIEF, HEADS, Cell
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -28,7 +30,7 @@ from loupe_ext.data import Grounded, Pairs, load
 from loupe_ext.data.pictograms import Pixels, Sprites, cut, groups, openmoji, pictogram_scenes, rendered
 from loupe_ext.model.regions import box_iou
 from loupe_ext.train import Config, Pretrained, Progress, fit, from_pretrained, metrics
-from loupe_ext.zeroshot.evaluate import HeatRule, choose_heat, evaluate
+from loupe_ext.zeroshot.evaluate import choose_heat, evaluate
 from loupe_ext.zeroshot.grounding import chosen_boxes
 
 SHOWN = {
@@ -38,6 +40,7 @@ SHOWN = {
     "ap50": "detection, AP@.5",
     "i2t_r1": "I→T R@1",
 }
+TABLE = {name: HEADS[name] for name in (*BRIEF[2:], "ap50", *BRIEF[:2])}
 CASES = 6  # of each kind
 
 
@@ -79,11 +82,31 @@ def tests(trained: Pretrained, validation: Grounded, scenes: int, other: Path | 
     }
 
 
-def curve(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Step and metrics of each validation."""
+def curve(runs: list[list[dict[str, Any]]]) -> list[dict[str, float]]:
+    """Step and metrics of each validation, means over the runs, from the lines of their records."""
     prefix = "validation/"
-    found = [line for line in lines if f"{prefix}pointing" in line]
-    return [{"step": line["step"], **{name: line[prefix + name] for name in SHOWN}} for line in found]
+    validations = [[line for line in lines if f"{prefix}pointing" in line] for lines in runs]
+    return [
+        {"step": at[0]["step"], **{name: fmean(line[prefix + name] for line in at) for name in SHOWN}}
+        for at in zip(*validations, strict=True)
+    ]
+
+
+def comma_separated(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def markdown(found: list[dict[str, dict[str, float]]]) -> str:
+    """Means and standard deviations over the seeds, a line per set of test scenes."""
+    lines = [["", *TABLE.values()], ["---", *["---:"] * len(TABLE)]]
+    for name in found[0]:
+        cells = [Cell.of([of_seed[name][metric] for of_seed in found]) for metric in TABLE]
+        lines.append([name, *(cell.show(len(found), 100, 1) for cell in cells)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def draw_curve(points: list[dict[str, float]], path: Path) -> None:
@@ -130,7 +153,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=20_000)
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--every", type=int, default=300, help="steps between validations")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--style", type=Path, metavar="FOLDER", help="test scenes are drawn with its drawings too")
     parser.add_argument(
         "--drawings", type=Path, metavar="FOLDER", action="append", default=[], help="and training scenes"
@@ -143,28 +166,35 @@ def main() -> None:
         if progress.step % 50 == 0:
             print(progress.step, {name: round(value, 3) for name, value in progress.losses.items()}, flush=True)
 
-    trained = fit(
-        training(options.pairs, options.drawings),
-        Config().but(changes, steps=options.steps, train_size=options.pairs, dataset="pictograms", seed=options.seed),
-        path=options.run,
-        report=report,
-        validate=lambda model, objective: evaluate(model, validation, objective),
-        validate_every=options.every,
-    )
-    points = curve(metrics.read(options.run / metrics.FILE))
-    text = io.StringIO()
-    table = csv.DictWriter(text, ["step", *SHOWN], lineterminator="\n")
-    table.writeheader()
-    table.writerows(points)
-    write(options.run / "curve.csv", text.getvalue())
-    draw_curve(points, options.run / "curve.png")
-    model = from_pretrained(options.run)
-    found = tests(model, validation, options.scenes, options.style)
-    write(options.run / "results.json", json.dumps({**found, "seconds_per_step": trained.seconds_per_step}, indent=1))
-    draw_cases(model, load("pictograms", "test", 40), options.run / "cases.png")
-    for name, values in found.items():
-        shares = {key: value for key, value in values.items() if key not in ("left_out", *HeatRule._fields)}
-        print(f"{name}: " + ", ".join(f"{key} {100 * value:.1f}" for key, value in shares.items()))
+    pairs, found, records = training(options.pairs, options.drawings), [], []
+    for seed in range(options.seeds):
+        run = options.run / f"seed-{seed}"
+        fit(
+            pairs,
+            Config().but(changes, steps=options.steps, train_size=options.pairs, dataset="pictograms", seed=seed),
+            path=run,
+            report=report,
+            validate=lambda model, objective: evaluate(model, validation, objective),
+            validate_every=options.every,
+        )
+        records.append(metrics.read(run / metrics.FILE))
+        trained = from_pretrained(run)
+        if seed == 0:
+            draw_cases(trained, load("pictograms", "test", 40), options.run / "cases.png")
+        found.append(tests(trained, validation, options.scenes, options.style))
+
+        # After every seed, what is known by then.
+        points = curve(records)
+        write(options.run / "curve.csv", comma_separated(points))
+        draw_curve(points, options.run / "curve.png")
+        rows = [
+            {"seed": seed, "scenes": name, **{key: of_seed[name].get(key, "") for key in of_seed["held-out"]}}
+            for seed, of_seed in enumerate(found)
+            for name in of_seed
+        ]
+        write(options.run / "runs.csv", comma_separated(rows))
+        write(options.run / "table.md", markdown(found))
+        print(markdown(found), flush=True)
 
 
 if __name__ == "__main__":

