@@ -1,11 +1,12 @@
 """The command `loupe ablate`: its rows, its two passes, what it writes, and how it goes on."""
 
 import csv
+import itertools
 import statistics
 
 import pytest
 from loupe_experiments import ablation
-from loupe_experiments.ablation import ROWS, STEPS, TIME, Ablation, equal_time
+from loupe_experiments.ablation import ROWS, STEPS, TIME, Ablation, equal_time, paces
 from loupe_experiments.rows import Row
 
 from loupe_ext.cli import main
@@ -73,31 +74,36 @@ def test_runs_are_every_row_on_every_data_set_for_every_seed():
     ]
 
 
-def test_equal_time_takes_medians_over_seeds_by_data_set():
-    runs = Ablation(3, 100, 64, 12, data=("scenes", "digits"), rows=("cmc", "cmc-tsa", "default")).runs()
-    results = [
-        result(row, data, seed, milliseconds * factor)
-        for seed, factor in enumerate((1, 1.1, 30))  # the last one, beside a busy neighbour
-        for row, data, milliseconds in (("cmc", "scenes", 25), ("default", "scenes", 50), ("cmc", "digits", 60))
-    ]
-    results += [result("default", "digits", 0, 30.0)]
-    timed = equal_time(runs, results)
+def test_equal_time_is_as_many_steps_as_the_pace_allows():
+    runs = Ablation(2, 100, 64, 12, data=("scenes", "digits"), rows=("cmc", "cmc-tsa", "default")).runs()
+    pace = {("cmc", "scenes"): 0.5, ("default", "scenes"): 1.0, ("cmc", "digits"): 3.0, ("default", "digits"): 1.0}
+    timed = equal_time(runs, pace)
     steps = {(run.row.key, run.data, run.seed): run.steps for run in timed}
-    digits = round(100 * 30 / statistics.median([60, 66, 1800]))
-    expected = {
-        ("cmc", "scenes"): 200,
-        ("default", "scenes"): 100,
-        ("cmc", "digits"): digits,
-        ("default", "digits"): 100,
-    }
-    assert steps == {(*which, seed): count for which, count in expected.items() for seed in range(3)}
+    expected = {("cmc", "scenes"): 200, ("default", "scenes"): 100, ("cmc", "digits"): 33, ("default", "digits"): 100}
+    assert steps == {(*which, seed): count for which, count in expected.items() for seed in range(2)}
     same = {run.key for run in runs} & {run.key for run in timed}
     assert same == {run.key for run in runs if run.row.key == "default"}
 
 
-def test_equal_time_without_a_timed_default_recipe_has_no_runs():
-    runs = Ablation(1, 100, 64, 12, data=("scenes",)).runs()
-    assert equal_time(runs, [result("cmc", "scenes", 0, 20.0)]) == []
+def test_pace_is_a_median_of_ratios_within_rounds_and_is_measured_once(monkeypatch, tmp_path):
+    busy = itertools.cycle([1, 30, 1, 1, 1])  # the machine, by rounds
+    asked = []
+
+    def seconds(data, configs):
+        asked.append((data, set(configs)))
+        own = {"default": 2.0, "cmc": 1.0, "cmc-tsa": 5.0}
+        load = [next(busy) for _ in range(5)]
+        return {row: [own[row] * x for x in load] for row in configs}
+
+    monkeypatch.setattr(ablation, "_seconds_per_step", seconds)
+    path = tmp_path / "pace.json"
+    runs = Ablation(2, 100, 64, 12, data=("scenes",), rows=("cmc", "default")).runs()
+    want = {("cmc", "scenes"): 0.5, ("default", "scenes"): 1.0}
+    assert paces(runs, path) == paces(runs, path) == want
+    more = Ablation(2, 100, 64, 12, data=("scenes",), rows=("cmc", "cmc-tsa", "default")).runs()
+    assert paces(more, path) == want | {("cmc-tsa", "scenes"): 2.5}
+    assert asked == [("scenes", {"cmc", "default"}), ("scenes", {"cmc-tsa", "default"})]
+    assert paces([run for run in runs if run.row.key != "default"], path) == {}
 
 
 def test_tables_show_what_a_row_has_by_data_set_and_pass():

@@ -2,18 +2,22 @@
 
 import csv
 import io
+import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from loupe_experiments import table
 from loupe_experiments.report import TITLES
 from loupe_experiments.rows import DATA, NO_REGIONS, Row, Run
-from loupe_experiments.runs import Result, perform_all
+from loupe_experiments.runs import Result, perform_all, stored
 from loupe_ext._io import write
+from loupe_ext.data import load
 from loupe_ext.extras import needs
-from loupe_ext.train import Config
+from loupe_ext.train import Config, fit
 
 NO_FSA = {"fsa": 0.0}
 CMC = {**NO_REGIONS, **NO_FSA}
@@ -61,6 +65,7 @@ HEADS = {
 PLOTTED = ("i2t_r1", "pointing", "acc50", "proposal_miou")
 COLOURS = {"scenes": "#2563eb", "digits": "#d97706", "pictograms": "#7c3aed"}
 STEPS, TIME = "equal steps", "equal time"  # the passes
+ROUNDS, TIMED = 5, 5  # of the pace: how often all rows take their turn, and for how many steps
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,8 @@ class Ablation:
         passes = {STEPS: perform_all(runs, out, workers, failed)}
         self._write(passes, out, workers)
         if self.equal_time:
-            passes[TIME] = perform_all(equal_time(runs, passes[STEPS]), out, workers, failed)
+            pace = paces([run for run in runs if stored(run, out) is not None], out / "pace.json")
+            passes[TIME] = perform_all(equal_time(runs, pace), out, workers, failed)
             self._write(passes, out, workers)
         return failures
 
@@ -154,20 +160,55 @@ class Ablation:
         )
 
 
-def equal_time(runs: Sequence[Trial], results: Sequence[Result]) -> list[Trial]:
-    """`runs` with as many steps as take as long as the default recipe's take on the same data.
+def paces(runs: Sequence[Trial], path: Path) -> dict[tuple[str, str], float]:
+    """By row and data set of `runs`, how long a step takes, as a multiple of the default recipe's.
 
-    A step's time is the median over the seeds of the median over a run. Where the row or the default recipe has no
-    result to time it by, the run is left out.
+    All rows take a few steps in turn, with one thread, so that what else the machine does slows all of them: the median
+    over `ROUNDS` of the ratio within a round. What was measured is kept at `path`. A data set whose runs lack the
+    default recipe has no pace.
     """
-    times: dict[tuple[str, str], list[float]] = {}
-    for result in results:
-        times.setdefault((result["row"], result["data"]), []).append(result["milliseconds_per_step"])
-    pace = {which: statistics.median(found) for which, found in times.items()}
+    known = json.loads(path.read_text()) if path.exists() else {}
+    found: dict[tuple[str, str], float] = {}
+    for data in dict.fromkeys(run.data for run in runs):
+        configs = {run.row.key: run.config.but(seed=0, steps=TIMED) for run in runs if run.data == data}
+        if "default" not in configs:
+            continue
+        compared = {row: [config.to_yaml(), configs["default"].to_yaml()] for row, config in configs.items()}
+        todo = [row for row in configs if known.get(f"{data}-{row}", {}).get("compared") != compared[row]]
+        if todo:
+            seconds = _seconds_per_step(data, {row: configs[row] for row in ("default", *todo)})
+            for row in todo:
+                ratios = [own / default for own, default in zip(seconds[row], seconds["default"], strict=True)]
+                known[f"{data}-{row}"] = {"compared": compared[row], "pace": statistics.median(ratios)}
+            write(path, json.dumps(known, indent=1))
+        found |= {(row, data): known[f"{data}-{row}"]["pace"] for row in configs}
+    return found
+
+
+def _seconds_per_step(data: str, configs: Mapping[str, Config]) -> dict[str, list[float]]:
+    """Of each configuration in every round."""
+    pairs = load(data, "train", 4 * max(config.optim.batch_size for config in configs.values())).pairs
+    seconds: dict[str, list[float]] = {row: [] for row in configs}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(ROUNDS):
+            for row, config in configs.items():
+                seconds[row].append(fit(pairs, config, log_every=1).seconds_per_step)
+    finally:
+        torch.set_num_threads(threads)
+    return seconds
+
+
+def equal_time(runs: Sequence[Trial], pace: Mapping[tuple[str, str], float]) -> list[Trial]:
+    """`runs` with as many steps as take as long as the default recipe's take on the same data, by `paces`.
+
+    A run without a pace is left out.
+    """
     return [
-        replace(run, steps=max(1, round(run.steps * pace["default", run.data] / pace[run.row.key, run.data])))
+        replace(run, steps=max(1, round(run.steps / pace[run.row.key, run.data])))
         for run in runs
-        if {("default", run.data), (run.row.key, run.data)} <= set(pace)
+        if (run.row.key, run.data) in pace
     ]
 
 
